@@ -1,0 +1,195 @@
+"""Typed configuration: the ``Config`` base, components chosen by ``kind``, and their registry.
+
+Importing this module costs pydantic only; torch and the model libraries are imported when something is built.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import PydanticCustomError
+
+from mmllm.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+# kind -> "module:Class" for the components that ship with mmllm. Written out so that the list can be read, searched and
+# printed without importing anything; a third party adds to it by the entry-point group `mmllm.components` or `plugins:`.
+BUILTIN: dict[str, dict[str, str]] = {
+    "encoder": {
+        "clip": "mmllm.encoders.clip:ClipConfig",
+        "whisper": "mmllm.encoders.whisper:WhisperConfig",
+    },
+    "input_projector": {
+        "linear": "mmllm.projectors.mlp:LinearConfig",
+        "mlp": "mmllm.projectors.mlp:MLPConfig",
+        "qformer": "mmllm.projectors.qformer:QFormerConfig",
+        "cross_attention": "mmllm.projectors.cross_attention:CrossAttentionConfig",
+    },
+    "backbone": {"causal_lm": "mmllm.backbones.causal_lm:CausalLMConfig"},
+    "adapter": {"lora": "mmllm.backbones.lora:LoraConfig"},
+    "reader": {
+        "messages": "mmllm.data.readers:MessagesConfig",
+        "llava": "mmllm.data.readers:LlavaConfig",
+        "sharegpt": "mmllm.data.readers:ShareGPTConfig",
+        "nextgpt": "mmllm.data.readers:NextGPTConfig",
+    },
+}
+ENTRY_POINT_GROUP = "mmllm.components"
+
+
+class Config(BaseModel):
+    """Base of every configuration object: unknown keys are errors, values do not change after construction."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ComponentConfig(Config):
+    """Base of a component's configuration. Subclasses set ``family`` and a ``kind: Literal["…"] = "…"`` field."""
+
+    family: ClassVar[str]
+    kind: str
+
+    def tiny(self) -> Self:
+        """The same code path at a few thousand random parameters; what tests and dry runs execute."""
+        raise NotImplementedError(f"{type(self).__name__} has no tiny() version")
+
+
+@dataclass(frozen=True)
+class BuildContext:
+    """What a component needs to know beyond its YAML when its module is made.
+
+    ``weights=False`` builds from the architecture alone (random values; nothing is read or downloaded).
+    ``root`` is the folder that relative ``pretrained: ./…`` references start from.
+    ``trust_remote_code`` comes from the caller of the API or the command line, never from a config.
+    """
+
+    dtype: torch.dtype | None = None
+    weights: bool = True
+    root: Path = Path()
+    trust_remote_code: bool = False
+
+    def resolve(self, reference: str) -> str:
+        """Turn a ``./``, ``../`` or absolute reference into an absolute path; leave a hub id as it is."""
+        if reference.startswith(("./", "../", "/", "~")):
+            return str((self.root / Path(reference).expanduser()).resolve())
+        return reference
+
+
+_registered: dict[str, dict[str, type[ComponentConfig]]] = {}
+AnyComponent = TypeVar("AnyComponent", bound=type[ComponentConfig])
+
+
+def register(cls: AnyComponent) -> AnyComponent:
+    """Add a component class from outside mmllm (use as a decorator). Raises ``ConfigError`` on a kind taken by another."""
+    family, kind = cls.family, cls.model_fields["kind"].default
+    if family not in BUILTIN:
+        raise ConfigError([("", f"unknown component family {family!r}; the families are {', '.join(BUILTIN)}")], cls.__name__)
+    taken = _registered.setdefault(family, {})
+    if kind in BUILTIN[family] or taken.get(kind, cls) is not cls:
+        raise ConfigError([("", f"{family} kind {kind!r} is already taken; choose another name")], cls.__name__)
+    taken[kind] = cls
+    return cls
+
+
+@cache
+def _load_entry_points() -> None:
+    for entry in entry_points(group=ENTRY_POINT_GROUP):
+        register(entry.load())
+
+
+def load_plugins(modules: Iterable[str]) -> list[tuple[str, str]]:
+    """Import plugin modules (they call ``register``) and return the problems met."""
+    problems = []
+    for index, name in enumerate(modules):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            problems.append((f"plugins.{index}", f"cannot import {name!r}: {error}; install the package that holds it"))
+    return problems
+
+
+def kinds(family: str) -> list[str]:
+    """All known kinds of a family, shipped and third-party, sorted."""
+    _load_entry_points()
+    return sorted({*BUILTIN[family], *_registered.get(family, {})})
+
+
+def component_class(family: str, kind: str) -> type[ComponentConfig]:
+    """The config class of ``kind``. Raises ``KeyError`` when there is none."""
+    _load_entry_points()
+    if kind in _registered.get(family, {}):
+        return _registered[family][kind]
+    module, name = BUILTIN[family][kind].split(":")
+    cls: type[ComponentConfig] = getattr(importlib.import_module(module), name)
+    return cls
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the nearest known word, else an empty string."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def _dispatch(family: str, value: Any) -> Any:
+    if isinstance(value, ComponentConfig):
+        if value.family != family:
+            raise PydanticCustomError("wrong_family", f"found a {value.family} ({value.kind!r}), expected a {family}")
+        return value
+    known = kinds(family)
+    if not isinstance(value, Mapping):
+        raise PydanticCustomError("no_mapping", f"expected a mapping with `kind`, one of {', '.join(known)}; found {value!r}")
+    kind = value.get("kind")
+    if not isinstance(kind, str) or kind not in known:
+        found = "no `kind`" if kind is None else f"unknown {family} kind {kind!r}"
+        raise PydanticCustomError("unknown_kind", f"{found}; known: {', '.join(known)}{suggest(str(kind), known)}")
+    try:
+        return component_class(family, kind).model_validate(value)
+    except ValidationError as error:
+        # Carried outwards as one error that `problems_of` unfolds, so that every nested mistake keeps its own path.
+        nested = problems_of(error, component_class(family, kind))
+        raise PydanticCustomError("component", "{nested}", {"nested": nested}) from error
+
+
+def problems_of(error: ValidationError, cls: type[BaseModel]) -> list[tuple[str, str]]:
+    """Flatten a pydantic error into ``(dotted path, message)`` pairs, with suggestions for unknown keys."""
+    problems: list[tuple[str, str]] = []
+    for item in error.errors(include_url=False):
+        path = [str(part) for part in item["loc"] if part != "[key]"]
+        if item["type"] == "component":
+            problems += [(".".join([*path, inner]) if inner else ".".join(path), text) for inner, text in item["ctx"]["nested"]]
+        elif item["type"] == "extra_forbidden":
+            known = _fields_at(cls, item["loc"][:-1])
+            problems.append((".".join(path), f"unknown key{suggest(path[-1], known) or '; known: ' + ', '.join(known)}"))
+        elif item["type"] == "missing":
+            problems.append((".".join(path), "required, but not given"))
+        else:
+            text = item["msg"].removeprefix("Value error, ")
+            found = "" if item["type"].endswith(("_kind", "_mapping", "_family")) else f" (found {item['input']!r:.80})"
+            problems.append((".".join(path), f"{text}{found}"))
+    return problems
+
+
+def _fields_at(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Field names of the config reached from ``cls`` by ``loc``; dict keys and list indices are stepped over."""
+    for part in loc:
+        field = cls.model_fields.get(str(part))
+        if field is not None:
+            cls = next((inner for inner in _configs_in(field.annotation)), cls)
+    return [name for name in cls.model_fields]
+
+
+def _configs_in(annotation: Any) -> Iterable[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in getattr(annotation, "__args__", ()):
+        yield from _configs_in(argument)

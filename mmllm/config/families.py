@@ -1,0 +1,118 @@
+"""The component families and what each kind must offer. Configs know sizes and arithmetic; modules hold the weights.
+
+Splitting the two keeps `mmllm plan`, config errors and data workers free of torch modules and of weights.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from mmllm.config.base import BuildContext, ComponentConfig, _dispatch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from mmllm.backbones.base import Backbone
+    from mmllm.encoders.base import Encoder
+    from mmllm.projectors.base import Projector
+
+
+class Preprocessor(Protocol):
+    """The worker-side half of an encoder: deterministic, picklable, without weights.
+
+    ``media`` names the decoder of the raw bytes (``image`` gives an RGB ``PIL.Image``, ``audio`` a mono float32 array);
+    ``decode_options`` are that decoder's keyword arguments (audio: ``sample_rate`` in Hz).
+    """
+
+    media: str
+    decode_options: dict[str, Any]
+
+    def __call__(self, media: Any) -> dict[str, torch.Tensor]:
+        """Tensors of one media item, without a batch axis."""
+        ...
+
+    def num_tokens(self, item: dict[str, torch.Tensor]) -> int:
+        """How many feature vectors the encoder returns for this item; known before any forward."""
+        ...
+
+    def collate(self, items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """One padded batch for ``Encoder.forward``; N = ``len(items)``."""
+        ...
+
+
+class EncoderConfig(ComponentConfig):
+    """A modality encoder."""
+
+    family: ClassVar[str] = "encoder"
+
+    @abstractmethod
+    def preprocessor(self, context: BuildContext) -> Preprocessor: ...
+
+    @abstractmethod
+    def build(self, context: BuildContext) -> Encoder: ...
+
+
+class ProjectorConfig(ComponentConfig):
+    """An input projector: (N, S, D) features to (N, Q, D_llm)."""
+
+    family: ClassVar[str] = "input_projector"
+
+    @abstractmethod
+    def num_outputs(self, length: int) -> int:
+        """Q for an item of ``length`` features (length >= 1); Q >= 1."""
+
+    @abstractmethod
+    def build(self, context: BuildContext, *, input_dim: int, output_dim: int) -> Projector: ...
+
+
+class AdapterConfig(ComponentConfig):
+    """A parameter-efficient adapter put around a transformers model."""
+
+    family: ClassVar[str] = "adapter"
+
+    @abstractmethod
+    def apply(self, model: Any) -> nn.Module:
+        """Wrap ``model``; afterwards only the adapter's parameters are meant to train."""
+
+
+class BackboneConfig(ComponentConfig):
+    """The language model."""
+
+    family: ClassVar[str] = "backbone"
+    adapter: AnyAdapter | None = None
+
+    @abstractmethod
+    def tokenizer(self, context: BuildContext) -> PreTrainedTokenizerBase:
+        """The backbone's own tokenizer, with a chat template."""
+
+    @abstractmethod
+    def vocab_rows(self, context: BuildContext) -> int:
+        """Rows of the backbone's embedding table; ids from here on are mmllm's new tokens."""
+
+    @abstractmethod
+    def build(self, context: BuildContext, *, num_new_tokens: int) -> Backbone: ...
+
+
+class ReaderConfig(ComponentConfig):
+    """A data source's file format."""
+
+    family: ClassVar[str] = "reader"
+
+    @abstractmethod
+    def read(self, context: BuildContext) -> Iterable[Any]:
+        """The samples (``mmllm.processing.messages.Sample``) in file order; media stay references."""
+
+
+AnyEncoder = Annotated[SerializeAsAny[EncoderConfig], BeforeValidator(partial(_dispatch, "encoder"))]
+AnyProjector = Annotated[SerializeAsAny[ProjectorConfig], BeforeValidator(partial(_dispatch, "input_projector"))]
+AnyAdapter = Annotated[SerializeAsAny[AdapterConfig], BeforeValidator(partial(_dispatch, "adapter"))]
+AnyBackbone = Annotated[SerializeAsAny[BackboneConfig], BeforeValidator(partial(_dispatch, "backbone"))]
+AnyReader = Annotated[SerializeAsAny[ReaderConfig], BeforeValidator(partial(_dispatch, "reader"))]
+BackboneConfig.model_rebuild()

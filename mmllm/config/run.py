@@ -1,0 +1,91 @@
+"""The configuration of one assembled system and of the stages that train it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from mmllm.config.base import Config
+from mmllm.config.families import AnyBackbone, AnyEncoder, AnyProjector, AnyReader
+
+Probability = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class InputConfig(Config):
+    """How one modality enters the backbone: ``encoder`` then input ``projector``.
+
+    ``markers`` puts a trainable start and end token around every media span (they live in ``backbone.new_tokens``).
+    """
+
+    encoder: AnyEncoder
+    projector: AnyProjector
+    markers: bool = False
+
+
+class ModelConfig(Config):
+    """The assembled system: one entry per input modality, and the backbone."""
+
+    inputs: dict[Name, InputConfig] = {}
+    backbone: AnyBackbone
+
+
+class DataSource(Config):
+    """One part of a stage's data. ``weight`` is its share of the mixture relative to its size (2.0 = seen twice an epoch)."""
+
+    reader: AnyReader
+    weight: PositiveFloat = 1.0
+
+
+class OptimizerConfig(Config):
+    """AdamW and its schedule. Rates are per optimizer step; ``warmup`` is a share of the stage's steps."""
+
+    betas: tuple[Probability, Probability] = (0.9, 0.999)
+    eps: PositiveFloat = 1e-8
+    weight_decay: NonNegative = 0.0
+    warmup: Probability = 0.03
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip: PositiveFloat | None = 1.0
+
+
+class StageConfig(Config):
+    """One training stage. ``train`` names the trainable parts by pattern; everything else stays frozen, bit for bit.
+
+    ``lr`` is the rate of every trainable part; ``part_lr`` maps patterns to other rates (the first match counts).
+    ``batch_size`` is the number of samples of one optimizer step over all processes; it is cut into micro-batches of
+    ``micro_batch_size`` per process, so the same config gives the same run on one process or many.
+    """
+
+    name: Name
+    train: Annotated[list[str], Field(min_length=1)]
+    lr: PositiveFloat
+    part_lr: dict[str, PositiveFloat] = {}
+    data: Annotated[list[DataSource], Field(min_length=1)]
+    eval_data: list[DataSource] = []
+    objectives: dict[Literal["text"], PositiveFloat] = {"text": 1.0}
+    epochs: PositiveFloat | None = None
+    max_steps: PositiveInt | None = None
+    batch_size: PositiveInt = 32
+    micro_batch_size: PositiveInt = 8
+    max_length: PositiveInt = 2048
+    optimizer: OptimizerConfig = OptimizerConfig()
+    gradient_checkpointing: bool = False
+    num_workers: Annotated[int, Field(ge=0)] = 0
+    eval_every: PositiveInt | None = None
+    save_every: PositiveInt | None = None
+    samples: Annotated[int, Field(ge=0)] = 4
+
+
+class RunConfig(Config):
+    """Everything a run needs. ``output`` is the run directory, relative to the working directory."""
+
+    model: ModelConfig
+    stages: list[StageConfig] = []
+    output: str = "runs/default"
+    seed: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    trackers: list[str] = ["tensorboard"]
+    keep_last: PositiveInt = 2
+    plugins: list[str] = []

@@ -1,0 +1,44 @@
+"""The exceptions users see. All derive from ``ValueError``; their text says what was found, what was expected, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MmllmError(ValueError):
+    """Base of every error that mmllm raises on purpose."""
+
+
+class MediaError(MmllmError):
+    """A picture or sound cannot be opened, or breaks a limit."""
+
+
+class DataError(MmllmError):
+    """A sample or a data file does not have the documented form."""
+
+
+class SampleTooLong(DataError):
+    """A sample has more tokens than ``max_length``; media spans are never cut, so the sample is refused whole."""
+
+
+class CheckpointError(MmllmError):
+    """A checkpoint folder is missing, incomplete, altered, or does not fit the model."""
+
+
+class TrainingError(MmllmError):
+    """A run cannot start or go on: nothing to train, non-finite loss, a declared part without gradient."""
+
+
+class ConfigError(MmllmError):
+    """All mistakes of a configuration at once.
+
+    ``problems`` holds one ``(dotted path, message)`` per mistake; ``str(error)`` lists them line by line.
+    """
+
+    def __init__(self, problems: Sequence[tuple[str, str]], source: str = "config") -> None:
+        self.problems = list(problems)
+        self.source = source
+        count = len(self.problems)
+        lines = [f"{source}: {count} problem{'s' if count != 1 else ''}"]
+        lines += [f"  {path}: {message}" if path else f"  {message}" for path, message in self.problems]
+        super().__init__("\n".join(lines))
