@@ -1,0 +1,103 @@
+"""A transformers causal LM behind the backbone contract."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from mmllm.backbones.base import Backbone
+from mmllm.errors import MmllmError
+
+if TYPE_CHECKING:
+    from mmllm.backbones.causal_lm import CausalLMConfig
+    from mmllm.config.base import BuildContext
+    from mmllm.config.families import AdapterConfig
+
+
+def load_causal_lm(config: CausalLMConfig, context: BuildContext) -> Any:
+    """The transformers model: with its weights (safetensors only), or at random values when ``context.weights`` is false."""
+    from transformers import AutoModelForCausalLM
+
+    hf_config = config.hf_config(context)
+    options = {"attn_implementation": config.attention, "trust_remote_code": context.trust_remote_code}
+    if config.pretrained is None or not context.weights:
+        model = AutoModelForCausalLM.from_config(hf_config, dtype=context.dtype or torch.float32, **options)
+    else:
+        path = context.resolve(config.pretrained)
+        if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
+            raise MmllmError(
+                f"backbone {path}: no .safetensors file in the folder; pickled weights are refused, convert them first"
+            )
+        model = AutoModelForCausalLM.from_pretrained(
+            path, config=hf_config, revision=config.revision, dtype=context.dtype, use_safetensors=True, **options
+        )
+    model.config.use_cache = False
+    return model
+
+
+class NewTokens(nn.Module):
+    """Embedding rows of mmllm's own tokens, beside the backbone's frozen table. ``weight`` is ``(n, D_llm)``."""
+
+    def __init__(self, table: Tensor, count: int) -> None:
+        super().__init__()
+        # Rows start as the mean of the table plus noise of its spread (Hewitt 2021, "Initializing new word embeddings"),
+        # which keeps their norm at the table's scale. They train, so they are kept in float32.
+        table = table.detach().float()
+        std, mean = torch.std_mean(table, dim=0)
+        self.weight = nn.Parameter(mean + std * torch.randn(count, table.shape[1], device=table.device))
+
+
+class CausalLM(Backbone):
+    """``model`` is the transformers model, wrapped by peft when there is an adapter."""
+
+    def __init__(self, model: Any, adapter: AdapterConfig | None, num_new_tokens: int) -> None:
+        super().__init__()
+        table = model.get_input_embeddings().weight
+        self.vocab_rows, self.hidden_dim = table.shape
+        self.new_tokens = NewTokens(table, num_new_tokens) if num_new_tokens else None
+        self._positions: Tensor | None = None
+        # The head sees only the asked positions. A hook on the head's input does it for every architecture alike: what a
+        # model adds after its head (scaling, soft-capping) acts on each logit alone and so stays exact.
+        model.get_output_embeddings().register_forward_pre_hook(self._select_positions)
+        self.model = model if adapter is None else adapter.apply(model)
+
+    def _select_positions(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        if self._positions is None:
+            return None
+        hidden = args[0]
+        return (hidden.reshape(-1, hidden.shape[-1])[self._positions][None], *args[1:])
+
+    def embed(self, ids: Tensor) -> Tensor:
+        is_new = ids >= self.vocab_rows
+        old: Tensor = self.model.get_input_embeddings()(ids.masked_fill(is_new, 0))
+        if self.new_tokens is None:
+            return old
+        # Placeholders have no row: media embeddings take their places, so any row may stand there meanwhile.
+        rows = (ids - self.vocab_rows).clamp(0, self.new_tokens.weight.shape[0] - 1)
+        new = nn.functional.embedding(rows, self.new_tokens.weight)
+        return torch.where(is_new[..., None], new.to(old.dtype), old)
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: Any = None,
+    ) -> Tensor:
+        self._positions = positions
+        try:
+            out = self.model(
+                inputs_embeds=inputs_embeds,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            )
+        finally:
+            self._positions = None
+        logits: Tensor = out.logits
+        return logits if positions is None else logits[0]

@@ -1,0 +1,41 @@
+"""Low-rank adapters through peft."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from mmllm.config.families import AdapterConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class LoraConfig(AdapterConfig):
+    """LoRA (arXiv 2106.09685): ``W + alpha / rank * B A``, B starting at zero.
+
+    ``targets`` is ``all-linear`` (every linear layer but the head) or a list of module names as peft takes them.
+    """
+
+    kind: Literal["lora"] = "lora"
+    rank: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    targets: Literal["all-linear"] | list[str] = "all-linear"
+
+    def tiny(self) -> Self:
+        return self.model_copy(update={"rank": 2})
+
+    def apply(self, model: Any) -> nn.Module:
+        import peft
+
+        config = peft.LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules=self.targets,
+            task_type="CAUSAL_LM",
+            bias="none",
+        )
+        return peft.get_peft_model(model, config)

@@ -1,0 +1,40 @@
+"""Linear and MLP projectors."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from mmllm.projectors.base import Projector
+
+
+class MLPProjector(Projector):
+    """Linear layers with GELU between, applied to every group of ``stack`` neighbouring features.
+
+    ``(N, S, D)`` becomes ``(N, ceil(S / stack), output_dim)``; the last group of an item is filled up with zeros.
+    """
+
+    def __init__(
+        self, input_dim: int, output_dim: int, depth: int = 2, hidden_dim: int | None = None, stack: int = 1, norm: bool = False
+    ) -> None:
+        super().__init__()
+        self.stack = stack
+        widths = [input_dim * stack, *[hidden_dim or output_dim] * (depth - 1), output_dim]
+        self.norm = nn.LayerNorm(input_dim) if norm else nn.Identity()
+        layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
+        for i in range(1, depth):
+            layers += [nn.GELU(), nn.Linear(widths[i], widths[i + 1])]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.norm(features)
+        if self.stack > 1:
+            features = features.masked_fill(~mask[..., None], 0.0)
+            missing = -features.shape[1] % self.stack
+            features = F.pad(features, (0, 0, 0, missing))
+            mask = F.pad(mask, (0, missing))
+            n, s, d = features.shape
+            features = features.reshape(n, s // self.stack, self.stack * d)
+            mask = mask.reshape(n, s // self.stack, self.stack).any(dim=-1)
+        out: Tensor = self.layers(features)
+        return out, mask
