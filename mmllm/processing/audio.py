@@ -81,9 +81,19 @@ def _check_container(data: bytes) -> None:
         _check_chunks(data, "<4sI", b"data")
     elif start[:4] == b"FORM" and start[8:] in (b"AIFF", b"AIFC"):
         _check_chunks(data, ">4sI", b"SSND")
+    elif start[:3] == b"ID3" and _tag_end(data) >= len(data):
+        raise MediaError("the sound ends inside its ID3 tag: it is truncated; save or download it again")
     elif not (start[:4] in (b"fLaC", b"OggS", b".snd", b"caff") or start[:3] == b"ID3" or _is_mpeg(start)):
         name = _refused_name(data)
         raise MediaError(f"{name} is not opened as a sound; convert it to WAV or FLAC (opened are {FORMATS})")
+
+
+def _tag_end(data: bytes) -> int:
+    """Length in bytes of the ID3v2 tag at the start: a ten-byte header with the rest's length in seven-bit digits."""
+    length = 0
+    for digit in data[6:10]:
+        length = length << 7 | digit
+    return 10 + length
 
 
 def _is_mpeg(start: bytes) -> bool:

@@ -183,6 +183,10 @@ class Processor:
             raise DataError(f"{id}: the last message is from {parsed[-1].role!r}; the assistant answers a user message")
         return self._encode(id, parsed, root, generation_prompt=True)
 
+    def encode_messages(self, messages: tuple[Message, ...]) -> Encoded:
+        """Token ids of a conversation as it stands, checked neither for training nor for chat."""
+        return self._encode("messages", messages, None, generation_prompt=False)
+
     def _encode(self, id: str, messages: tuple[Message, ...], root: Path | None, *, generation_prompt: bool) -> Encoded:
         media = [part for part in chain.from_iterable(m.parts for m in messages) if part.type != "text"]
         for part in media:

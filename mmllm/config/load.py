@@ -1,0 +1,231 @@
+"""Configurations from YAML: ``base:`` merging, dotted overrides, every mistake at once; and back to YAML."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from mmllm.config.base import load_plugins, problems_of, suggest
+from mmllm.config.run import RunConfig
+from mmllm.errors import ConfigError
+
+MAX_BYTES = 1_000_000
+Problems = list[tuple[str, str]]
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a YAML configuration, merge its ``base:`` files under it, apply ``a.b=c`` overrides and validate.
+
+    Raises ``ConfigError`` with all problems found: YAML syntax, duplicate keys, unknown keys and kinds, wrong values,
+    stage patterns that match no part.
+    """
+    problems: Problems = []
+    tree = _read(Path(path), problems, ())
+    for override in overrides:
+        _override(tree, override, problems)
+    return parse(tree, str(path), problems)
+
+
+def parse(tree: Mapping[str, Any], source: str = "config", problems: Sequence[tuple[str, str]] = ()) -> RunConfig:
+    """Validate a nested mapping. ``problems`` are mistakes found earlier, reported together with those found here."""
+    found = list(problems)
+    plugins = tree.get("plugins")
+    if isinstance(plugins, list):
+        found += load_plugins(str(name) for name in plugins)
+    config = None
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        found += problems_of(error, RunConfig)
+    found += _unmatched_patterns(tree)
+    if found or config is None:
+        raise ConfigError(found, source)
+    return config
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved configuration as YAML, every default written out; ``load`` of it gives an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def merge(low: Any, high: Any) -> Any:
+    """``high`` over ``low``: mappings merge, everything else replaces; a mapping with another ``kind`` replaces its node."""
+    if not (isinstance(low, dict) and isinstance(high, dict)):
+        return high
+    if "kind" in low and "kind" in high and low["kind"] != high["kind"]:
+        return high
+    return {**low, **{key: merge(low[key], value) if key in low else value for key, value in high.items()}}
+
+
+def _read(path: Path, problems: Problems, including: tuple[Path, ...]) -> dict[str, Any]:
+    where = path.name
+    resolved = path.resolve()
+    if resolved in including:
+        problems.append((f"{where}:base", f"includes itself by way of {' -> '.join(p.name for p in including)}"))
+        return {}
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError([("", f"{path.stat().st_size:,} bytes; a configuration has at most {MAX_BYTES:,}")], str(path))
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        if not including:
+            raise ConfigError([("", f"cannot read the file: {error}")], str(path)) from error
+        problems.append((f"{including[-1].name}:base", f"cannot read {str(path)!r}: {error}"))
+        return {}
+    tree = _parse_yaml(text, where, problems)
+    bases = tree.pop("base", [])
+    if isinstance(bases, str):
+        bases = [bases]
+    if not (isinstance(bases, list) and all(isinstance(b, str) for b in bases)):
+        problems.append((f"{where}:base", f"expected a list of file names, found {bases!r}"))
+        bases = []
+    merged: dict[str, Any] = {}
+    for base in bases:
+        merged = merge(merged, _read(path.parent / base, problems, (*including, resolved)))
+    return dict(merge(merged, tree))
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that collects duplicate keys, refuses aliases that multiply, and reads ``1e-3`` as a number."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.duplicates: list[tuple[int, str]] = []
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(
+                None, None, "aliases (*name) are not used in configurations; use `base:` to share settings", event.start_mark
+            )
+        return super().compose_node(parent, index)  # type: ignore[no-untyped-call,no-any-return]
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if not isinstance(key, str):
+                key = str(key)
+            if key in seen:
+                self.duplicates.append((key_node.start_mark.line + 1, key))
+            seen.add(key)
+        return super().construct_mapping(node, deep=deep)
+
+
+# YAML 1.1 reads 1e-3 (no dot) as text; a learning rate is a number to everybody.
+_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def _parse_yaml(text: str, where: str, problems: Problems) -> dict[str, Any]:
+    loader = _Loader(text)
+    try:
+        tree = loader.get_single_data()  # type: ignore[no-untyped-call]
+    except yaml.YAMLError as error:
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        text = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error)
+        problems.append((f"{where} line {mark.line + 1}" if mark else where, f"not valid YAML: {text}"))
+        return {}
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+    problems += [(f"{where} line {line}", f"key {key!r} is given twice; keep one") for line, key in loader.duplicates]
+    if not isinstance(tree, dict):
+        problems.append((where, f"expected a mapping at the top, found {type(tree).__name__}"))
+        return {}
+    return tree
+
+
+def _override(tree: dict[str, Any], text: str, problems: Problems) -> None:
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        problems.append((text, "an override is written path.to.key=value"))
+        return
+    parsed: list[tuple[str, str]] = []
+    holder = _parse_yaml(f"value: {value}", f"override {path}", parsed)
+    if parsed:
+        problems += parsed
+        return
+    *parents, last = path.split(".")
+    node: Any = tree
+    for index, word in enumerate(parents):
+        node = _step(node, word, ".".join(parents[: index + 1]), problems)
+        if node is None:
+            return
+    if isinstance(node, list):
+        position = _index(node, last, path, problems)
+        if position is not None:
+            node[position] = holder["value"]
+    elif isinstance(node, dict):
+        node[last] = holder["value"]
+    else:
+        problems.append((path, f"cannot set {last!r} in a plain value {node!r}"))
+
+
+def _step(node: Any, word: str, path: str, problems: Problems) -> Any:
+    if isinstance(node, list):
+        position = _index(node, word, path, problems)
+        return None if position is None else node[position]
+    if isinstance(node, dict):
+        if node.get(word) is None:
+            node[word] = {}
+        return node[word]
+    problems.append((path, f"cannot go into a plain value {node!r}"))
+    return None
+
+
+def _index(node: list[Any], word: str, path: str, problems: Problems) -> int | None:
+    """A list is addressed by position, or by the ``name`` of its entries (stages)."""
+    names = [str(item.get("name")) for item in node if isinstance(item, dict)]
+    if word in names:
+        return names.index(word)
+    if word.isdigit() and int(word) < len(node):
+        return int(word)
+    problems.append((path, f"no entry {word!r}; there are {len(node)}{': ' + ', '.join(names) if names else ''}"))
+    return None
+
+
+def part_names(tree: Mapping[str, Any]) -> list[str]:
+    """The trainable parts of a configuration, read off the raw mapping (which may be faulty elsewhere)."""
+    model = tree.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    inputs = model.get("inputs")
+    inputs = inputs if isinstance(inputs, Mapping) else {}
+    names = [f"inputs.{name}.{part}" for name in inputs for part in ("encoder", "projector")]
+    backbone = model.get("backbone")
+    names.append("backbone")
+    if isinstance(backbone, Mapping) and backbone.get("adapter"):
+        names.append("backbone.adapter")
+    if any(isinstance(part, Mapping) and part.get("markers") for part in inputs.values()):
+        names.append("backbone.new_tokens")
+    return names
+
+
+def _unmatched_patterns(tree: Mapping[str, Any]) -> Problems:
+    """Stage patterns that name no part of the model, and the same mistake in ``part_lr``; also stage names used twice."""
+    stages = tree.get("stages")
+    problems: Problems = []
+    known = part_names(tree)
+    seen: set[str] = set()
+    for index, stage in enumerate(stages if isinstance(stages, list) else []):
+        if not isinstance(stage, Mapping):
+            continue
+        for key in ("train", "part_lr"):
+            patterns = stage.get(key)
+            for position, pattern in enumerate(patterns if isinstance(patterns, (list, Mapping)) else []):
+                if isinstance(pattern, str) and not fnmatch.filter(known, pattern):
+                    where = f"stages.{index}.{key}.{position if key == 'train' else pattern}"
+                    problems.append((where, f"{pattern!r} matches no part{suggest(pattern, known)}; parts: {', '.join(known)}"))
+        name = stage.get("name")
+        if isinstance(name, str) and name in seen:
+            problems.append((f"stages.{index}.name", f"{name!r} names an earlier stage too; stage names are unique"))
+        seen.add(str(name))
+    return problems

@@ -1,0 +1,134 @@
+"""Decoding: the reply to one conversation or to a batch of them, token by token."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmllm.errors import MmllmError
+from mmllm.model import MultimodalLM
+from mmllm.processing.messages import Message, Part
+from mmllm.processing.processor import Encoded, Processor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How replies are decoded. ``temperature`` 0 is greedy; ``top_p`` and ``seed`` matter only above it."""
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise MmllmError(f"{self}: max_new_tokens is at least 1, temperature at least 0, top_p in (0, 1]")
+
+
+@torch.inference_mode()
+def decode(
+    model: MultimodalLM,
+    processor: Processor,
+    prompts: Sequence[Encoded],
+    decoding: Decoding,
+    stop: threading.Event | None = None,
+) -> Iterator[list[int | None]]:
+    """Yield the next token id of every prompt, step by step; None for a prompt that has ended.
+
+    Ends when all have ended, at ``max_new_tokens``, or within one step of ``stop`` being set. Raises ``MmllmError`` when the
+    longest prompt leaves no room in the backbone's context.
+    """
+    from transformers import DynamicCache
+
+    device = next(model.parameters()).device
+    batch = processor.collate(prompts, pad_left=True).to(device)
+    rows, width = batch.ids.shape
+    room = context_length(model) - width
+    if room < 1:
+        raise MmllmError(
+            f"the conversation has {width} tokens, the backbone reads at most {width + room - 1}; start a new chat or send less"
+        )
+    ends = stop_ids(model, processor)
+    generator = None if decoding.seed is None else torch.Generator(device).manual_seed(decoding.seed)
+    cache = DynamicCache(config=model.backbone.model.config)
+    attention = batch.attention_mask
+    places = (attention.cumsum(dim=1) - 1).clamp(min=0)
+    embeddings = model.splice(batch.ids, batch.media)
+    done = [False] * rows
+    for _ in range(min(decoding.max_new_tokens, room)):
+        last = torch.arange(1, rows + 1, device=device) * embeddings.shape[1] - 1
+        logits = model.backbone(embeddings, attention, places, positions=last, cache=cache)
+        chosen = choose(logits, decoding, generator)
+        ids: list[int | None] = [None if over else int(i) for over, i in zip(done, chosen.tolist(), strict=True)]
+        done = [over or i in ends for over, i in zip(done, ids, strict=True)]
+        yield [None if over else i for over, i in zip(done, ids, strict=True)]
+        if all(done) or (stop is not None and stop.is_set()):
+            return
+        embeddings = model.backbone.embed(chosen[:, None])
+        attention = torch.cat([attention, attention.new_ones(rows, 1)], dim=1)
+        places = places[:, -1:] + 1
+
+
+def choose(logits: Tensor, decoding: Decoding, generator: torch.Generator | None) -> Tensor:
+    """Next token ids ``(B,)`` from logits ``(B, V)``: the largest, or a sample from the smallest set of mass ``top_p``."""
+    if decoding.temperature == 0:
+        return logits.argmax(dim=-1)
+    order, index = (logits.float() / decoding.temperature).softmax(dim=-1).sort(dim=-1, descending=True)
+    # A token is kept while the mass before it is below top_p, so the most likely one always is.
+    order = order.masked_fill(order.cumsum(dim=-1) - order >= decoding.top_p, 0.0)
+    pick = torch.multinomial(order, 1, generator=generator)
+    return index.gather(1, pick)[:, 0]
+
+
+def context_length(model: MultimodalLM) -> int:
+    """Tokens that the backbone can attend to; practically unlimited where its config names none (state-space models)."""
+    config: Any = model.backbone.model.config
+    return int(config.max_position_embeddings) if hasattr(config, "max_position_embeddings") else 2**31
+
+
+def stop_ids(model: MultimodalLM, processor: Processor) -> set[int]:
+    """The ids that end a reply: the tokenizer's and the model's own end tokens, and what the chat template ends a turn with."""
+    tokenizer = processor.tokenizer
+    own = model.backbone.model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
+    turn = processor.encode_messages((Message("user", (Part("text", "a"),)), Message("assistant", (Part("text", "b"),))))
+    replies = [i for i, flag in zip(turn.ids, turn.supervised, strict=True) if flag]
+    return ends | (set(replies[-1:]) & set(tokenizer.all_special_ids))
+
+
+class TextStream:
+    """Turns token ids into text as they come, holding back bytes of unfinished characters."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.ids: list[int] = []
+        self.shown = 0
+        self.start = 0
+
+    def add(self, token: int) -> str:
+        """The new text that ``token`` completes; empty while a character is unfinished."""
+        self.ids.append(token)
+        text = self._text()
+        if text.endswith("\ufffd"):
+            return ""
+        delta = text[self.shown :]
+        self.shown = len(text)
+        # Decode only from a recent word start on: a long reply would cost quadratic time otherwise.
+        if len(self.ids) - self.start > 64 and delta.startswith((" ", "\n")):
+            self.start, self.shown = len(self.ids) - 1, len(self.tokenizer.decode(self.ids[-1:], skip_special_tokens=True))
+        return delta
+
+    def rest(self) -> str:
+        """What was held back, at the end of the reply."""
+        return self._text()[self.shown :]
+
+    def _text(self) -> str:
+        return str(self.tokenizer.decode(self.ids[self.start :], skip_special_tokens=True))
