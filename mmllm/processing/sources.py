@@ -90,8 +90,8 @@ def _data_url(source: str, limits: Limits) -> bytes:
     if header is None:
         raise MediaError(f"{_shown(source)}: a data URL must read data:<media type>;base64,<data>")
     payload = source[header.end() :]
-    # Four characters hold three bytes and at most two characters are padding: the size is known before decoding.
-    _check_bytes(len(payload) * 3 // 4 - 2, limits, "the data URL")
+    # Four characters hold three bytes, less the padding: the size is known before decoding.
+    _check_bytes(len(payload) * 3 // 4 - payload[-2:].count("="), limits, "the data URL")
     try:
         return base64.b64decode(payload, validate=True)
     except (binascii.Error, ValueError) as error:
