@@ -1,0 +1,259 @@
+"""The ``mmllm`` command. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmllm.errors import ConfigError, MmllmError
+
+# Where the shipped configurations are: beside the package in a checkout, inside it in an installed wheel.
+CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage or a contradictory configuration."""
+    options = build_parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except MmllmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader of our output has gone (`mmllm list | head`); Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="mmllm", description="Assemble, train and talk to multimodal LLMs.")
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.set_defaults(command=lambda options: _version(parser, options))
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def add(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(command=run)
+        return sub
+
+    def config(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a shipped configuration")
+        sub.add_argument("overrides", metavar="a.b=c", nargs="*", help="values that replace those of the file")
+        sub.add_argument("--trust-remote-code", action="store_true", help="let hub repositories run their own code")
+
+    def model(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--model", default="embedded", help="`embedded`, a checkpoint folder or a run directory")
+        sub.add_argument("--device", help="cpu, cuda, cuda:1, …; default: cuda where there is one")
+
+    sub = add("list", _list, "list component kinds and shipped configurations")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = add("plan", _plan, "print parts, shapes, tokens per input and parameter counts of a configuration")
+    config(sub)
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = add("train", _train, "run the stages of a configuration")
+    config(sub)
+    sub.add_argument("--resume", action="store_true", help="go on from the run directory's newest valid checkpoint")
+
+    sub = add("chat", _chat, "talk to a model in the terminal")
+    model(sub)
+    sub.add_argument("--system", help="system prompt")
+
+    sub = add("generate", _generate, "answer one prompt")
+    model(sub)
+    sub.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
+    sub.add_argument("--audio", action="append", default=[], metavar="FILE", help="a sound; may be repeated")
+    sub.add_argument("--prompt", required=True, metavar="TEXT")
+    sub.add_argument("--system", help="system prompt")
+    sub.add_argument("--seed", type=int, help="seed of the sampling (with --temperature)")
+    sub.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    sub.add_argument("--top-p", type=float, default=1.0)
+    sub.add_argument("--max-new-tokens", type=int, default=256)
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = add("eval", _eval, "score a model's answers on a data file")
+    model(sub)
+    sub.add_argument("--data", required=True, metavar="FILE", help="messages JSONL")
+    sub.add_argument("--metric", default="exact_match", choices=["exact_match"])
+    sub.add_argument("--group-by", metavar="FIELD", help="also report by this extra field of the samples")
+    sub.add_argument("--batch-size", type=int, default=16)
+    sub.add_argument("--max-new-tokens", type=int, default=64)
+    sub.add_argument("--json", action="store_true", help="print JSON (the default; kept for scripts)")
+
+    sub = add("demo", _demo, "open the chat demo in the browser")
+    sub.add_argument("--model", default="embedded", help="`embedded`, a checkpoint folder or a run directory")
+    sub.add_argument("--models", metavar="DIR", help="folder whose model folders can be picked in the page")
+    sub.add_argument("--port", type=int, default=7860)
+    sub.add_argument("--feedback", metavar="FILE", help="where thumbs up and down are kept (JSON lines)")
+    sub.add_argument("--no-browser", action="store_true", help="do not open a browser window")
+
+    sub = commands.add_parser("data", help="check and show training data")
+    data = sub.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    validate = data.add_parser("validate", help="report every fault of a data file as file:line; exit 1 if there is any")
+    validate.add_argument("file", metavar="FILE")
+    validate.add_argument("--format", help="messages, llava, sharegpt or nextgpt; guessed when not given")
+    validate.add_argument("--fast", action="store_true", help="do not decode media, only look whether they are there")
+    validate.set_defaults(command=_data_validate)
+    show = data.add_parser("show", help="print a batch with the supervised text coloured")
+    config(show)
+    show.add_argument("--stage", help="stage name; default: the first")
+    show.add_argument("--n", type=int, default=4, help="number of samples")
+    show.set_defaults(command=_data_show)
+    return parser
+
+
+def find_config(name: str) -> Path:
+    """A configuration file by path, or by its name among the shipped ones."""
+    path = Path(name)
+    if path.is_file() or path.suffix:
+        return path
+    for folder in CONFIG_FOLDERS:
+        for match in folder.rglob(f"{name}.yaml"):
+            return match
+    return path
+
+
+def _load(options: argparse.Namespace) -> tuple[Any, Any]:
+    from mmllm.config.base import BuildContext
+    from mmllm.config.load import load
+
+    path = find_config(options.config)
+    config = load(path, options.overrides)
+    return config, BuildContext(root=path.resolve().parent, trust_remote_code=options.trust_remote_code)
+
+
+def _version(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
+    if not options.version:
+        return _usage(parser)
+    from mmllm import __version__
+
+    print(f"mmllm {__version__}")
+    return 0
+
+
+def _usage(parser: argparse.ArgumentParser) -> int:
+    parser.print_help()
+    return 2
+
+
+def _list(options: argparse.Namespace) -> int:
+    from mmllm.config.base import BUILTIN, component_class, kinds
+
+    table = {
+        family: {kind: (component_class(family, kind).__doc__ or "").strip().split("\n")[0] for kind in kinds(family)}
+        for family in BUILTIN
+    }
+    folder = next(f for f in CONFIG_FOLDERS if f.is_dir())
+    configs = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    if options.json:
+        print(json.dumps({"components": table, "configs": configs}, indent=2))
+        return 0
+    for family, entries in table.items():
+        print(family.replace("_", " "))
+        for kind, summary in entries.items():
+            print(f"  {kind:<18} {summary}")
+    print("configs\n" + "\n".join(f"  {name}" for name in configs))
+    return 0
+
+
+def _plan(options: argparse.Namespace) -> int:
+    config, context = _load(options)
+    from mmllm.plan import make_plan, render
+
+    plan = make_plan(config, context)
+    print(json.dumps(plan.to_json(), indent=2) if options.json else render(plan, config.model))
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    config, context = _load(options)
+    from mmllm.training.run import train
+
+    train(config, context, resume=options.resume)
+    return 0
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from mmllm.assistant import load
+    from mmllm.chat.terminal import run_terminal
+
+    return run_terminal(load(options.model, device=options.device), system=options.system)
+
+
+def _generate(options: argparse.Namespace) -> int:
+    from mmllm.assistant import load
+
+    assistant = load(options.model, device=options.device)
+    files = {"image": options.image, "audio": options.audio}
+    content = [{"type": kind, "path": path} for kind, paths in files.items() for path in paths]
+    messages: list[dict[str, Any]] = [{"role": "system", "content": options.system}] if options.system else []
+    messages.append({"role": "user", "content": [*content, {"type": "text", "text": options.prompt}]})
+    text = assistant.chat(
+        messages,
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_p=options.top_p,
+        seed=options.seed,
+    )
+    print(json.dumps({"text": text}, ensure_ascii=False) if options.json else text)
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from mmllm.assistant import load
+    from mmllm.config.base import BuildContext
+    from mmllm.data.readers import MessagesConfig
+    from mmllm.evaluation import evaluate
+
+    assistant = load(options.model, device=options.device)
+    samples = MessagesConfig(path=str(Path(options.data).resolve())).read(BuildContext())
+    report = evaluate(
+        assistant,
+        samples,
+        options.metric,
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens,
+        group_by=options.group_by,
+    )
+    print(json.dumps(report))
+    return 0
+
+
+def _demo(options: argparse.Namespace) -> int:
+    try:
+        from mmllm.ui import launch
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise MmllmError("the demo needs gradio; install it with `pip install 'mmllm[demo]'`") from error
+    launch(
+        model=options.model,
+        port=options.port,
+        models_dir=options.models,
+        feedback=options.feedback,
+        open_browser=not options.no_browser,
+    )
+    return 0
+
+
+def _data_validate(options: argparse.Namespace) -> int:
+    from mmllm.data.validate import run_validate
+
+    return run_validate(options.file, format=options.format, fast=options.fast)
+
+
+def _data_show(options: argparse.Namespace) -> int:
+    config, context = _load(options)
+    from mmllm.data.show import run_show
+
+    return run_show(config, context, stage=options.stage, n=options.n)

@@ -1,0 +1,172 @@
+"""What a configuration amounts to, before anything is downloaded or trained: built on the meta device and counted."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mmllm.config.base import BuildContext
+from mmllm.config.run import InputConfig, ModelConfig, RunConfig
+from mmllm.errors import ConfigError, MmllmError
+
+
+@dataclass(frozen=True)
+class InputPlan:
+    """One modality's way in. ``tokens`` maps an example input to the backbone tokens it takes."""
+
+    encoder: str
+    projector: str
+    feature_dim: int
+    tokens: dict[str, int]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    name: str
+    trainable: int
+    parts: dict[str, int]
+    lr: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``parameters`` counts every part; ``hidden_dim`` is the backbone's width, which all projectors end in."""
+
+    hidden_dim: int
+    vocab_rows: int
+    inputs: dict[str, InputPlan]
+    parameters: dict[str, int]
+    total: int
+    stages: list[StagePlan]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def make_plan(config: RunConfig, context: BuildContext) -> Plan:
+    """Build the model on the meta device and count. Raises ``ConfigError`` with every contradiction found."""
+    import torch
+
+    from mmllm.model import MultimodalLM
+
+    offline = BuildContext(weights=False, root=context.root, trust_remote_code=context.trust_remote_code)
+    problems: list[tuple[str, str]] = []
+    inputs: dict[str, InputPlan] = {}
+    for name, part in config.model.inputs.items():
+        path = f"model.inputs.{name}"
+        try:
+            inputs[name] = _input_plan(part, offline)
+        except MmllmError as error:
+            problems.append((path, str(error)))
+    try:
+        with torch.device("meta"):
+            model = MultimodalLM.from_config(config.model, offline)
+    except MmllmError as error:
+        if not problems:
+            problems.append(("model", str(error)))
+    if problems:
+        raise ConfigError(problems)
+    parameters = {name: sum(p.numel() for p in part.values()) for name, part in model.parts().items()}
+    problems += _contradictions(config, inputs, parameters)
+    if problems:
+        raise ConfigError(problems)
+    stages = [_stage_plan(stage, parameters) for stage in config.stages]
+    return Plan(
+        model.backbone.hidden_dim, model.backbone.vocab_rows, inputs, parameters, sum(parameters.values()), stages
+    )
+
+
+def _picture(width: int, height: int) -> Any:
+    from PIL import Image
+
+    return Image.new("RGB", (width, height))
+
+
+def _sound(seconds: float, rate: int) -> Any:
+    import numpy as np
+
+    return np.zeros(int(seconds * rate), dtype=np.float32)
+
+
+# Example inputs per kind of media: what one would ask the plan about.
+EXAMPLES: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
+    "image": {"512x512": lambda _: _picture(512, 512), "1600x400": lambda _: _picture(1600, 400)},
+    "audio": {
+        "1 s": lambda options: _sound(1, options["sample_rate"]),
+        "30 s": lambda options: _sound(30, options["sample_rate"]),
+        "90 s": lambda options: _sound(90, options["sample_rate"]),
+    },
+}
+
+
+def _input_plan(part: InputConfig, context: BuildContext) -> InputPlan:
+    import torch
+
+    preprocessor = part.encoder.preprocessor(context)
+    tokens = {}
+    for label, make in EXAMPLES[preprocessor.media].items():
+        item = preprocessor(make(preprocessor.decode_options))
+        tokens[label] = part.projector.num_outputs(preprocessor.num_tokens(item)) + 2 * part.markers
+    with torch.device("meta"):
+        feature_dim = part.encoder.build(context).output_dim
+    return InputPlan(part.encoder.kind, part.projector.kind, feature_dim, tokens)
+
+
+def _contradictions(config: RunConfig, inputs: dict[str, InputPlan], parameters: dict[str, int]) -> list[tuple[str, str]]:
+    problems = []
+    for index, stage in enumerate(config.stages):
+        for name, plan in inputs.items():
+            label, smallest = min(plan.tokens.items(), key=lambda item: item[1])
+            if smallest >= stage.max_length:
+                problems.append(
+                    (
+                        f"stages.{index}.max_length",
+                        f"{stage.max_length} tokens, but one {name} ({label}) takes {smallest}; raise max_length "
+                        "or choose a projector with fewer outputs",
+                    )
+                )
+        if stage.micro_batch_size > stage.batch_size:
+            problems.append(
+                (f"stages.{index}.micro_batch_size", f"{stage.micro_batch_size} is more than batch_size {stage.batch_size}")
+            )
+        for position, pattern in enumerate(stage.train):
+            if not any(parameters.get(name) for name in fnmatch.filter(parameters, pattern)):
+                problems.append((f"stages.{index}.train.{position}", f"{pattern!r} names a part without parameters"))
+    return problems
+
+
+def _stage_plan(stage: Any, parameters: dict[str, int]) -> StagePlan:
+    parts = {n: c for n, c in parameters.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in stage.train)}
+    lr = {n: next((rate for p, rate in stage.part_lr.items() if fnmatch.fnmatchcase(n, p)), stage.lr) for n in parts}
+    return StagePlan(stage.name, sum(parts.values()), parts, lr)
+
+
+def count(number: int) -> str:
+    """``1234567`` as ``1.23 M``."""
+    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
+
+
+def render(plan: Plan, config: ModelConfig) -> str:
+    """The plan as text for a terminal."""
+    lines = ["parts"]
+    for name, part in plan.inputs.items():
+        sizes = ", ".join(f"{label}: {n}" for label, n in part.tokens.items())
+        lines += [
+            f"  {name}",
+            f"    encoder    {part.encoder:<16} (N, S, {part.feature_dim})   {count(plan.parameters[f'inputs.{name}.encoder'])}",
+            f"    projector  {part.projector:<16} (N, Q, {plan.hidden_dim})   {count(plan.parameters[f'inputs.{name}.projector'])}",
+            f"    tokens     {sizes}",
+        ]
+    lines += [f"  backbone     {config.backbone.kind:<16} (B, T, {plan.hidden_dim}) -> (B, T, {plan.vocab_rows})", "", "parameters"]
+    trained = [set(stage.parts) for stage in plan.stages]
+    lines.append(f"  {'part':<28}{'count':>10}   " + "  ".join(f"{stage.name:>10}" for stage in plan.stages))
+    for name, number in plan.parameters.items():
+        marks = "  ".join(f"{'train' if name in parts else 'frozen':>10}" for parts in trained)
+        lines.append(f"  {name:<28}{count(number):>10}   {marks}")
+    lines.append(f"  {'total':<28}{count(plan.total):>10}   " + "  ".join(f"{count(s.trainable):>10}" for s in plan.stages))
+    return "\n".join(lines)
