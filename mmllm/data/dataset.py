@@ -63,9 +63,9 @@ class StageSamples:
     def load(self, index: int, batch: Collection[int] = ()) -> Loaded:
         """The sample at ``index``, or its replacement when it is bad (``DataError``, ``MediaError``, ``SampleTooLong``).
 
-        The replacement is the first usable one of ``data.replacements(index)`` outside ``batch``, which is to be the whole
-        global batch. It depends on the seed, the index and the batch, so it is the same for any number of processes and
-        workers; and two bad neighbours do not both fall on the next good one.
+        The replacement is the first usable one of ``data.replacements(index)`` outside ``batch``, which is to be the
+        whole global batch. It depends on the seed, the index and the batch, so it is the same for any number of
+        processes and workers; and two bad neighbours do not both fall on the next good one.
         Raises ``DataError`` with the first causes after ``MAX_FAILURES`` bad samples.
         """
         failures: list[Failure] = []
@@ -117,7 +117,7 @@ def eval_samples(
 
 @dataclass
 class SkipLog:
-    """Counts skipped samples by reason and ends the run when their share is above ``max_share``. For the main process."""
+    """Counts skipped samples by reason, in the main process; ends the run when their share is above ``max_share``."""
 
     max_share: float = 0.1
     reasons: Counter[str] = field(default_factory=Counter)
@@ -133,7 +133,7 @@ class SkipLog:
     def add(self, failures: Sequence[Failure], used: int) -> list[Failure]:
         """Count one step's failures and usable samples. Returns the failures of samples not met before, for the log.
 
-        Raises ``DataError`` with the first causes once more than ``max_share`` of ``MAX_FAILURES`` or more tries failed.
+        Raises ``DataError`` with the first causes once more than ``max_share`` of at least ``MAX_FAILURES`` tries failed.
         """
         self.used += used
         self.reasons.update(failure.reason for failure in failures)

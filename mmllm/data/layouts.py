@@ -1,20 +1,203 @@
-"""From one parsed row of each layout to messages. Media tags such as ``<image>`` mean something only in these layouts."""
+"""From one parsed row of each layout to messages. Tags such as ``<image>`` mean media in these layouts, nowhere else."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mmllm.errors import DataError
-from mmllm.processing.messages import Message, parse_messages
+from mmllm.processing.messages import Message, Part, parse_messages
 
+Row = Mapping[str, Any]
 Converted = tuple[str | None, tuple[Message, ...], dict[str, Any]]
-"""Id or ``None``, messages, tags."""
+"""Id or ``None``, messages, tags (the row's other fields)."""
 
-_MEDIA_LISTS = ("images", "audios", "videos")
+MODALITIES = ("image", "audio", "video")
+"""The tags that these layouts have. Whether a model takes the modality is for its processor to say."""
+
+_TAG = re.compile(rf"<({'|'.join(MODALITIES)})>")
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "system": "system",
+}
 
 
-def row_id(row: dict[str, Any], where: str, key: str = "id") -> str | None:
-    """The row's id as text; ``None`` when it has none."""
+def messages(row: Row, where: str) -> Converted:
+    """``{"id", "messages": [{"role", "content"}]}``; every other key is a tag."""
+    if "messages" not in row:
+        hint = "; rows with `conversations` are read by the llava or sharegpt reader" if "conversations" in row else ""
+        raise DataError(f'{where}: no "messages" in this row; found keys {_keys(row)}{hint}')
+    media = [f"{name}s" for name in MODALITIES if row.get(f"{name}s")]
+    if media:
+        raise DataError(f"{where}: media in a list {media[0]!r} beside the messages; use the sharegpt reader")
+    return _id(row, where), parse_messages(row["messages"], f"{where}: messages"), _rest(row, "id", "messages")
+
+
+def llava(row: Row, where: str, prompt: str) -> Converted:
+    """LLaVA's training rows ``{"id", "image", "conversations": [{"from", "value"}]}``, its questions
+    ``{"question_id", "image", "text"}`` (no reply: for evaluation), and captions ``{"id", "image", "captions"}`` (asked
+    with ``prompt``, answered with the first caption).
+    """
+    media = {name: _paths(row.get(name), f"{where}: {name}") for name in MODALITIES}
+    if "conversations" in row:
+        parsed = _interleave(_turns(row["conversations"], f"{where}: conversations"), media, where)
+        return _id(row, where), parsed, _rest(row, "id", "conversations", *MODALITIES)
+    shown = tuple(Part(name, path) for name, paths in media.items() for path in paths)
+    if "question_id" in row:
+        if not shown:
+            raise DataError(f"{where}: question_id without a picture; this looks like a file of answers, not questions")
+        user = Message("user", (*shown, Part("text", "\n" + _text(row.get("text"), f"{where}: text"))))
+        return _id(row, where, "question_id"), (user,), _rest(row, "question_id", "text", *MODALITIES)
+    if isinstance(row.get("captions"), list) and row["captions"] and shown:
+        user = Message("user", (*shown, Part("text", "\n" + prompt)))
+        reply = Message("assistant", (Part("text", _text(row["captions"][0], f"{where}: captions[0]")),))
+        return _id(row, where), (user, reply), _rest(row, "id", "captions", *MODALITIES)
+    raise DataError(f'{where}: expected "conversations", or "question_id" and "text"; found keys {_keys(row)}')
+
+
+def sharegpt(row: Row, where: str) -> Converted:
+    """LLaMA-Factory's rows: ``messages`` (role, content) or ``conversations`` (from, value), with ``images``, ``audios``
+    and ``videos`` lists that the tags in the text use up in order; or parts ``{"type": "image_url", "value": …}``.
+    """
+    refused = {
+        "chosen": "a preference pair (chosen, rejected); training here is on single replies, not on preferences. "
+        "To train on the preferred one, append `chosen` to the conversation as its last turn",
+        "instruction": "an instruction/input/output row; write it as a conversation of a user and an assistant turn",
+        "tools": "a row with tools; tool use is not supported",
+    }
+    for key, what in refused.items():
+        if row.get(key):
+            raise DataError(f"{where}: {what}")
+    key = next((key for key in ("messages", "conversations") if key in row), None)
+    if key is None:
+        raise DataError(f'{where}: expected "messages" or "conversations"; found keys {_keys(row)}')
+    turns = _turns(row[key], f"{where}: {key}")
+    if row.get("system"):
+        turns = [("system", _text(row["system"], f"{where}: system")), *turns]
+    media = {name: _paths(row.get(f"{name}s"), f"{where}: {name}s") for name in MODALITIES}
+    used = ("id", key, "system", *(f"{name}s" for name in MODALITIES))
+    return _id(row, where), _interleave(turns, media, where), _rest(row, *used)
+
+
+def nextgpt(row: Row, where: str, prompt: str, folders: Mapping[str, str], suffix: str | None) -> Converted:
+    """NExT-GPT's pairs: ``{"input_image", "conversations"}`` (comprehension) or ``{"image_name", "caption"}``; media lie
+    in ``folders[modality]``. Rows of the generation half (``output_image``) are refused.
+    """
+    output = next((key for key in row if key.startswith("output_")), None)
+    if output is not None:
+        raise DataError(
+            f"{where}: {output}: a generation pair; this version trains text replies only, use the comprehension file"
+        )
+    keys = {key: name for name in MODALITIES for key in (f"input_{name}", f"{name}_name") if key in row}
+    if not keys:
+        raise DataError(f'{where}: expected "input_image" or "image_name" (or audio, video); found keys {_keys(row)}')
+    media: dict[str, list[str]] = {name: [] for name in MODALITIES}
+    for key, name in keys.items():
+        for file in _paths(row[key], f"{where}: {key}"):
+            file = file if suffix is None else file.rpartition(".")[0] + suffix
+            media[name].append(f"{folders[name]}/{file}")
+    if "conversations" in row:
+        turns = _turns(row["conversations"], f"{where}: conversations")
+    else:
+        tags = "".join(f"<{name}>" * len(paths) for name, paths in media.items())
+        turns = [("user", f"{tags}\n{prompt}"), ("assistant", _text(row.get("caption"), f"{where}: caption"))]
+    return _id(row, where), _interleave(turns, media, where), _rest(row, "id", "conversations", "caption", *keys)
+
+
+def guess(row: Row) -> str | None:
+    """The reader kind whose layout a row has, from its keys; ``None`` when it looks like none of them."""
+    if any(key.startswith(("input_", "output_")) or (key.endswith("_name") and "caption" in row) for key in row):
+        return "nextgpt"
+    lists = any(f"{name}s" in row for name in MODALITIES)
+    if "messages" in row and not lists and not _has_url_parts(row["messages"]):
+        return "messages"
+    if {"messages", "chosen", "instruction"} & row.keys() or ("conversations" in row and (lists or "system" in row)):
+        return "sharegpt"
+    return "llava" if {"conversations", "question_id", "captions"} & row.keys() else None
+
+
+def _turns(value: Any, where: str) -> list[tuple[str, Any]]:
+    """(role, content) of every turn, in our names of the roles."""
+    if not isinstance(value, list):
+        raise DataError(f"{where}: expected a list of turns, found {type(value).__name__}")
+    turns = []
+    for index, turn in enumerate(value):
+        if not isinstance(turn, dict):
+            raise DataError(f"{where}[{index}]: expected a mapping, found {type(turn).__name__}")
+        speaker, content = ("from", "value") if "from" in turn else ("role", "content")
+        role = turn.get(speaker)
+        if role not in _ROLES:
+            raise DataError(f"{where}[{index}]: {speaker} is {role!r:.80}; expected one of {', '.join(_ROLES)}")
+        if not isinstance(turn.get(content), (str, list)):
+            raise DataError(f"{where}[{index}]: {content} is {type(turn.get(content)).__name__}; expected text")
+        turns.append((_ROLES[role], turn[content]))
+    return turns
+
+
+def _interleave(turns: Sequence[tuple[str, Any]], media: Mapping[str, list[str]], where: str) -> tuple[Message, ...]:
+    """Put media where their tags stand, in order. Raises ``DataError`` when tags and media differ in number."""
+    used = dict.fromkeys(media, 0)
+    result = []
+    for number, (role, content) in enumerate(turns):
+        parts: list[Part] = []
+        for kind, value in _pieces(content, f"{where}: turn {number}"):
+            if value is None:  # a tag: takes the next of its list
+                used[kind] += 1
+                value = media[kind][used[kind] - 1] if used[kind] <= len(media[kind]) else ""
+            parts.append(Part(kind, value))
+        result.append(Message(role, tuple(parts)))
+    for name, paths in media.items():
+        if used[name] != len(paths):
+            raise DataError(
+                f"{where}: the text has {used[name]} <{name}>, but the row gives {len(paths)} of these media; "
+                "each tag stands for exactly one"
+            )
+    return tuple(result)
+
+
+def _pieces(content: Any, where: str) -> list[tuple[str, str | None]]:
+    """(type, value) of what a turn consists of; the value ``None`` stands for the next of the row's media of that type."""
+    if isinstance(content, str):
+        split = _TAG.split(content)  # text, tag, text, tag, …, text
+        pieces = [(split[i], None) if i % 2 else ("text", split[i]) for i in range(len(split))]
+        return [(kind, value) for kind, value in pieces if value != ""]
+    result: list[tuple[str, str | None]] = []
+    for index, part in enumerate(content):
+        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+            raise DataError(f'{where}, part {index}: expected {{"type": …}}, found {part!r:.80}')
+        kind = part["type"].removesuffix("_url")
+        value = next((part[key] for key in ("value", "path", "url", part["type"]) if key in part), None)
+        if isinstance(value, dict):  # {"type": "image_url", "image_url": {"url": …}}
+            value = value.get("url")
+        if not (isinstance(value, str) or (value is None and kind in MODALITIES)):
+            found = type(value).__name__
+            raise DataError(f"{where}, part {index}: a {kind} part whose value is {found}; expected text")
+        result.append((kind, value))
+    return result
+
+
+def _has_url_parts(turns: Any) -> bool:
+    contents = [turn.get("content") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+    parts = [part for content in contents if isinstance(content, list) for part in content if isinstance(part, dict)]
+    return any("value" in part or str(part.get("type")).endswith("_url") for part in parts)
+
+
+def _paths(value: Any, where: str) -> list[str]:
+    values = [] if value is None else value if isinstance(value, list) else [value]
+    paths = []
+    for item in values:
+        path = item.get("path") if isinstance(item, dict) else item
+        if not isinstance(path, str) or not path:
+            raise DataError(f"{where}: found {item!r:.80}, expected the path of a file, or a list of paths")
+        paths.append(path)
+    return paths
+
+
+def _id(row: Row, where: str, key: str = "id") -> str | None:
     value = row.get(key)
     if value is None:
         return None
@@ -23,18 +206,15 @@ def row_id(row: dict[str, Any], where: str, key: str = "id") -> str | None:
     return str(value)
 
 
-def messages(row: dict[str, Any], where: str) -> Converted:
-    """``{"id", "messages": [{"role", "content"}]}``; every other key is a tag."""
-    if "messages" not in row:
-        hint = "; rows with `conversations` are read by the llava or sharegpt reader" if "conversations" in row else ""
-        raise DataError(f'{where}: no "messages" in this row; found keys {shown_keys(row)}{hint}')
-    media = [key for key in _MEDIA_LISTS if row.get(key)]
-    if media:
-        raise DataError(f"{where}: media in a list {media[0]!r} beside the messages; the sharegpt reader reads this layout")
-    tags = {key: value for key, value in row.items() if key not in ("id", "messages")}
-    return row_id(row, where), parse_messages(row["messages"], f"{where}: messages"), tags
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str):
+        raise DataError(f"{where}: found {type(value).__name__}, expected text")
+    return value
 
 
-def shown_keys(row: dict[str, Any]) -> str:
-    """The row's keys as an error message lists them."""
+def _rest(row: Row, *used: str) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key not in used}
+
+
+def _keys(row: Row) -> str:
     return ", ".join(sorted(row)[:12])[:200] or "none"

@@ -23,9 +23,9 @@ class StageData(Sequence[Sample]):
     """All samples of a stage by index, ``0 .. len - 1``: source after source, in file order.
 
     **Weights.** A source of n rows with weight w gives ``w * n`` samples an epoch (rounded, at least one). Think of an
-    endless sequence of passes over the source, each pass every row once in a new random order; every epoch takes the next
-    ``w * n`` of it. So weight 1 is every row once an epoch, 2 is every row twice, and 0.25 walks through the whole source
-    in four epochs. The samples of all sources are then shuffled together.
+    endless sequence of passes over the source, each pass every row once in a new random order; every epoch takes the
+    next ``w * n`` of it. So weight 1 is every row once an epoch, 2 is every row twice, and 0.25 walks through the whole
+    source in four epochs. The samples of all sources are then shuffled together.
 
     Orders come from PCG64's raw output, so they are the same on every machine, for any number of processes and workers.
     Picklable; rows are kept as byte offsets.

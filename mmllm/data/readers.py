@@ -16,17 +16,14 @@ from mmllm.config.families import ReaderConfig
 from mmllm.data import layouts
 from mmllm.data.rows import Rows, index_file
 from mmllm.errors import DataError
-from mmllm.processing.messages import Message, Sample
-
-Columns = Annotated[dict[str, str], Field(min_length=1)]
-
+from mmllm.processing.messages import Sample
 
 class FileReaderConfig(ReaderConfig):
     """What all readers of files share.
 
-    ``path``: a file or pattern (``data/*.jsonl``), or several; relative to the config's folder. Files matched by a pattern
-    are taken in sorted order. ``root``: the folder that media paths start from and may not leave (default: the data file's
-    own folder). ``limit``: only the first so many rows.
+    ``path``: a file or pattern (``data/*.jsonl``), or several; relative to the config's folder. Files matched by a
+    pattern are taken in sorted order. ``root``: the folder that media paths start from and may not leave (default: the
+    data file's own folder). ``limit``: only the first so many rows.
     """
 
     path: str | Annotated[list[str], Field(min_length=1)]
@@ -34,11 +31,11 @@ class FileReaderConfig(ReaderConfig):
     limit: PositiveInt | None = None
 
     @abstractmethod
-    def convert(self, row: dict[str, Any], where: str) -> tuple[str | None, tuple[Message, ...], dict[str, Any]]:
-        """Id (``None`` when the row has none), messages and tags of one row. Raises ``DataError`` beginning with ``where``."""
+    def convert(self, row: dict[str, Any], where: str) -> layouts.Converted:
+        """Id (``None`` if the row has none), messages and tags of a row. Raises ``DataError`` beginning with ``where``."""
 
     def open(self, context: BuildContext) -> Table:
-        """The samples by index. Raises ``DataError`` when a file is missing, unreadable, damaged in structure, or empty."""
+        """The samples by index. Raises ``DataError`` when a file is missing, unreadable, empty, or a damaged array."""
         files = []
         for path in _expand([self.path] if isinstance(self.path, str) else self.path, context.root):
             rows = index_file(path)
@@ -61,7 +58,7 @@ class FileReaderConfig(ReaderConfig):
 
 @dataclass(frozen=True)
 class Table(Sequence[Sample]):
-    """The samples of a reader's files, parsed when asked for. Picklable: holds offsets, no open file and no parsed row."""
+    """The samples of a reader's files, parsed when asked for. Picklable: offsets, no open file and no parsed row."""
 
     reader: FileReaderConfig
     files: tuple[Rows, ...]
@@ -103,16 +100,53 @@ class Table(Sequence[Sample]):
 
 
 class MessagesConfig(FileReaderConfig):
-    """JSON Lines of ``{"id": …, "messages": [{"role": …, "content": "text" | [parts]}, …]}``; other keys become tags.
+    """Rows ``{"id": …, "messages": [{"role": …, "content": "text" | [parts]}, …]}``; other keys become tags.
 
-    A part is ``{"type": "text", "text": …}`` or ``{"type": <modality>, "path": …}``. Text is text: ``<image>`` in it means
-    nothing here.
+    A part is ``{"type": "text", "text": …}`` or ``{"type": <modality>, "path": …}``. Text is text: ``<image>`` in it
+    means nothing here.
     """
 
     kind: Literal["messages"] = "messages"
 
-    def convert(self, row: dict[str, Any], where: str) -> tuple[str | None, tuple[Message, ...], dict[str, Any]]:
+    def convert(self, row: dict[str, Any], where: str) -> layouts.Converted:
         return layouts.messages(row, where)
+
+
+class LlavaConfig(FileReaderConfig):
+    """LLaVA's rows: conversations, questions (without reply, for evaluation), captions (asked for with ``prompt``)."""
+
+    kind: Literal["llava"] = "llava"
+    prompt: str = "Describe the image."
+
+    def convert(self, row: dict[str, Any], where: str) -> layouts.Converted:
+        return layouts.llava(row, where, self.prompt)
+
+
+class ShareGPTConfig(FileReaderConfig):
+    """LLaMA-Factory's multimodal rows, in its messages and its sharegpt style."""
+
+    kind: Literal["sharegpt"] = "sharegpt"
+
+    def convert(self, row: dict[str, Any], where: str) -> layouts.Converted:
+        return layouts.sharegpt(row, where)
+
+
+class NextGPTConfig(FileReaderConfig):
+    """NExT-GPT's media-to-text pairs.
+
+    ``folders``: where each modality's files lie, relative to ``root``. ``suffix``: the extension that the files have
+    instead of the one in the rows (``.flac`` when WAV files were converted). ``prompt``: the question of rows that only
+    have a caption.
+    """
+
+    kind: Literal["nextgpt"] = "nextgpt"
+    prompt: str = "Describe this."
+    folders: dict[Literal["image", "audio", "video"], str] = {}
+    suffix: Annotated[str, Field(pattern=r"^\.\w+$")] | None = None
+
+    def convert(self, row: dict[str, Any], where: str) -> layouts.Converted:
+        folders = {"image": "images", "audio": "audios", "video": "videos", **self.folders}
+        return layouts.nextgpt(row, where, self.prompt, folders, self.suffix)
 
 
 def _expand(patterns: Sequence[str], root: Path) -> list[Path]:
