@@ -49,5 +49,5 @@ def _print_reply(session: ChatSession, assistant: Assistant) -> None:
             shown = text
     except KeyboardInterrupt:
         session.stop()
-        reply.close()  # type: ignore[attr-defined]
+        reply.close()
     print()

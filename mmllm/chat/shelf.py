@@ -1,0 +1,81 @@
+"""The models a chat can choose from: where they are, and which one is in memory."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from mmllm.chat.session import Assistant
+from mmllm.errors import CheckpointError, MmllmError
+
+_log = logging.getLogger(__name__)
+
+EMBEDDED = "embedded"
+"""The name of the model that comes with mmllm."""
+MODEL_FILES = ("config.yaml", "manifest.json")
+"""What a folder must hold to be a model folder."""
+
+
+def find_models(folder: Path, depth: int = 3) -> list[Path]:
+    """Model folders in ``folder``, itself included, at most ``depth`` levels down, sorted.
+
+    Raises ``CheckpointError`` when there is none.
+    """
+    found: list[Path] = []
+    level = [folder.expanduser()]
+    if not level[0].is_dir():
+        raise CheckpointError(f"{folder}: there is no such folder; give the folder of a trained model")
+    for _ in range(depth + 1):
+        found += [path for path in level if all((path / name).is_file() for name in MODEL_FILES)]
+        children = [child for path in level for child in path.iterdir()]
+        level = [child for child in children if child.is_dir() and not child.name.startswith(".")]
+    if not found:
+        raise CheckpointError(f"{folder}: no trained model here; a model's folder holds {' and '.join(MODEL_FILES)}")
+    return sorted(found)
+
+
+class ModelShelf:
+    """Loads models by name (``embedded`` or a folder) and keeps the last one in memory; safe to share by threads."""
+
+    def __init__(self, load: Callable[[str], Assistant]) -> None:
+        self._load = load
+        self._lock = threading.Lock()
+        self._name: str | None = None
+        self._assistant: Assistant | None = None
+        self._problems: dict[str, Exception] = {}
+
+    def ready(self, name: str) -> bool:
+        """Whether ``get(name)`` would return at once."""
+        return self._name == name
+
+    def problem(self, name: str) -> Exception | None:
+        """Why the last attempt to load ``name`` failed, or None."""
+        return self._problems.get(name)
+
+    def get(self, name: str) -> Assistant:
+        """The assistant called ``name``; loads it if another or none is in memory. Raises what loading raises."""
+        with self._lock:
+            if self._assistant is None or self._name != name:
+                self._name = self._assistant = None  # the old model's memory is free before the new one is read
+                try:
+                    self._assistant = self._load(name)
+                except Exception as error:
+                    self._problems[name] = error
+                    raise
+                self._problems.pop(name, None)
+                self._name = name
+            return self._assistant
+
+    def warm(self, name: str) -> threading.Thread:
+        """Start loading ``name`` in the background. A failure is kept for ``problem`` and logged."""
+        thread = threading.Thread(target=self._try, args=(name,), name="load model", daemon=True)
+        thread.start()
+        return thread
+
+    def _try(self, name: str) -> None:
+        try:
+            self.get(name)
+        except Exception as error:
+            _log.error("cannot load the model %s", name, exc_info=None if isinstance(error, MmllmError) else error)
