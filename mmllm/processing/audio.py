@@ -42,6 +42,13 @@ class _Bytes(io.BytesIO):
         return super().seek(base + offset) if base + offset >= 0 else self.tell()
 
 
+class _Stream(soundfile.SoundFile):  # type: ignore[misc]  # soundfile is untyped
+    """Reads from first sample to last. soundfile seeks after each block, which fails where the length is unknown."""
+
+    def seekable(self) -> bool:
+        return False
+
+
 def decode_audio(data: bytes, sample_rate: int, limits: Limits) -> NDArray[np.float32]:
     """Decode one sound to mono float32 ``(T,)`` at ``sample_rate`` hertz; integer formats span [-1, 1).
 
@@ -60,7 +67,7 @@ def decode_audio(data: bytes, sample_rate: int, limits: Limits) -> NDArray[np.fl
         raise MediaError(f"the sound has {len(data):,} encoded bytes, the limit is {limits.max_bytes:,} (max_bytes)")
     _check_container(data)
     try:
-        with soundfile.SoundFile(_Bytes(data)) as file:
+        with _Stream(_Bytes(data)) as file:
             return _decode(file, sample_rate, limits)
     except MediaError:
         raise
@@ -133,7 +140,7 @@ def _check_chunks(data: bytes, layout: str, wanted: bytes) -> None:
         position += size + size % 2
 
 
-def _decode(file: soundfile.SoundFile, sample_rate: int, limits: Limits) -> NDArray[np.float32]:
+def _decode(file: _Stream, sample_rate: int, limits: Limits) -> NDArray[np.float32]:
     rate = file.samplerate
     if not MIN_RATE <= rate <= MAX_RATE:
         raise MediaError(f"the sound's sampling rate is {rate:,} Hz; opened are {MIN_RATE:,} to {MAX_RATE:,} Hz")

@@ -202,6 +202,8 @@ def _jpeg2000_sizes(data: bytes) -> Iterator[tuple[int, int]]:
             start += length
         else:
             raise MediaError("the JPEG2000 picture has no codestream; save or download it again")
+    if b"\xff\xd9" not in data[start:]:  # the decoder would fill the missing part from coarser data
+        raise MediaError("the JPEG2000 picture is truncated: its end marker is missing; save or download it again")
     x1, y1, x0, y0, tile_width, tile_height = struct.unpack_from(">6I", data, start + 8)
     yield x1 - x0, y1 - y0
     yield min(tile_width, x1), min(tile_height, y1)
@@ -305,5 +307,7 @@ def _stretched(floats: NDArray[np.float32], low: float, high: float) -> NDArray[
     span = high - low
     if span == 0:
         return np.zeros(floats.shape, dtype=np.uint8)
-    grey: NDArray[np.float32] = np.rint((floats - np.float32(low)) * np.float32(255 / span))
+    # Halves: the span of float32 values does not always fit into float32.
+    halves = floats * np.float32(0.5) - np.float32(low / 2)
+    grey: NDArray[np.float32] = np.rint(halves * np.float32(510 / span))
     return grey.clip(0, 255).astype(np.uint8)
