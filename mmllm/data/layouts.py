@@ -1,4 +1,4 @@
-"""From one parsed row of each layout to messages. Tags such as ``<image>`` mean media in these layouts, nowhere else."""
+"""From one parsed row of each layout to messages. Tags such as ``<image>`` mean media here and nowhere else."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def llava(row: Row, where: str, prompt: str) -> Converted:
     shown = tuple(Part(name, path) for name, paths in media.items() for path in paths)
     if "question_id" in row:
         if not shown:
-            raise DataError(f"{where}: question_id without a picture; this looks like a file of answers, not questions")
+            raise DataError(f"{where}: question_id without a picture; this looks like answers, not questions")
         user = Message("user", (*shown, Part("text", "\n" + _text(row.get("text"), f"{where}: text"))))
         return _id(row, where, "question_id"), (user,), _rest(row, "question_id", "text", *MODALITIES)
     if isinstance(row.get("captions"), list) and row["captions"] and shown:
@@ -60,8 +60,8 @@ def llava(row: Row, where: str, prompt: str) -> Converted:
 
 
 def sharegpt(row: Row, where: str) -> Converted:
-    """LLaMA-Factory's rows: ``messages`` (role, content) or ``conversations`` (from, value), with ``images``, ``audios``
-    and ``videos`` lists that the tags in the text use up in order; or parts ``{"type": "image_url", "value": …}``.
+    """LLaMA-Factory's rows: ``messages`` (role, content) or ``conversations`` (from, value), with lists ``images``,
+    ``audios`` and ``videos`` that the tags in the text use up in order; or parts ``{"type": "image_url", "value": …}``.
     """
     refused = {
         "chosen": "a preference pair (chosen, rejected); training here is on single replies, not on preferences. "
@@ -84,22 +84,21 @@ def sharegpt(row: Row, where: str) -> Converted:
 
 
 def nextgpt(row: Row, where: str, prompt: str, folders: Mapping[str, str], suffix: str | None) -> Converted:
-    """NExT-GPT's pairs: ``{"input_image", "conversations"}`` (comprehension) or ``{"image_name", "caption"}``; media lie
-    in ``folders[modality]``. Rows of the generation half (``output_image``) are refused.
+    """NExT-GPT's pairs: ``{"input_image", "conversations"}`` (comprehension) or ``{"image_name", "caption"}``; media
+    lie in ``folders[modality]``. Rows of the generation half (``output_image``) are refused.
     """
     output = next((key for key in row if key.startswith("output_")), None)
     if output is not None:
-        raise DataError(
-            f"{where}: {output}: a generation pair; this version trains text replies only, use the comprehension file"
-        )
-    keys = {key: name for name in MODALITIES for key in (f"input_{name}", f"{name}_name") if key in row}
+        what = "a generation pair; this version trains text replies only, use the comprehension file"
+        raise DataError(f"{where}: {output}: {what}")
+    keys = {key: name for name in folders for key in (f"input_{name}", f"{name}_name") if key in row}
     if not keys:
         raise DataError(f'{where}: expected "input_image" or "image_name" (or audio, video); found keys {_keys(row)}')
-    media: dict[str, list[str]] = {name: [] for name in MODALITIES}
+    media: dict[str, list[str]] = {name: [] for name in folders}
     for key, name in keys.items():
         for file in _paths(row[key], f"{where}: {key}"):
-            file = file if suffix is None else file.rpartition(".")[0] + suffix
-            media[name].append(f"{folders[name]}/{file}")
+            converted = file if suffix is None else file.rpartition(".")[0] + suffix
+            media[name].append(f"{folders[name]}/{converted}")
     if "conversations" in row:
         turns = _turns(row["conversations"], f"{where}: conversations")
     else:
@@ -160,7 +159,7 @@ def _interleave(turns: Sequence[tuple[str, Any]], media: Mapping[str, list[str]]
 
 
 def _pieces(content: Any, where: str) -> list[tuple[str, str | None]]:
-    """(type, value) of what a turn consists of; the value ``None`` stands for the next of the row's media of that type."""
+    """(type, value) of what a turn consists of; value ``None`` stands for the next of the row's media of that type."""
     if isinstance(content, str):
         split = _TAG.split(content)  # text, tag, text, tag, …, text
         pieces = [(split[i], None) if i % 2 else ("text", split[i]) for i in range(len(split))]

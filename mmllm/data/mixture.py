@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,10 +23,10 @@ _PASS, _EPOCH, _REPLACEMENT = 0, 1, 2  # keep the three uses of one seed apart
 class StageData(Sequence[Sample]):
     """All samples of a stage by index, ``0 .. len - 1``: source after source, in file order.
 
-    **Weights.** A source of n rows with weight w gives ``w * n`` samples an epoch (rounded, at least one). Think of an
-    endless sequence of passes over the source, each pass every row once in a new random order; every epoch takes the
-    next ``w * n`` of it. So weight 1 is every row once an epoch, 2 is every row twice, and 0.25 walks through the whole
-    source in four epochs. The samples of all sources are then shuffled together.
+    **Weights.** A source of n rows with weight w gives ``w * n`` samples an epoch. Think of an endless sequence of
+    passes over the source, each pass every row once in a new random order; every epoch takes the next ``w * n`` of it
+    (epoch e ends at number ``floor((e + 1) * w * n)``). So weight 1 is every row once an epoch, 2 is every row twice,
+    and 0.25 walks through the whole source in four epochs. The samples of all sources are then shuffled together.
 
     Orders come from PCG64's raw output, so they are the same on every machine, for any number of processes and workers.
     Picklable; rows are kept as byte offsets.
@@ -45,13 +46,13 @@ class StageData(Sequence[Sample]):
         context = context or BuildContext()
         self.seed = seed
         self.tables = [open_reader(source.reader, context) for source in sources]
-        self.counts = [max(1, round(s.weight * len(t))) for s, t in zip(sources, self.tables, strict=True)]
+        # Through the decimal text: 0.1 means a tenth, and ten epochs of it make exactly one pass.
+        self.shares = [Fraction(repr(s.weight)) * len(t) for s, t in zip(sources, self.tables, strict=True)]
         self.starts = [sum(map(len, self.tables[:i])) for i in range(len(self.tables))]
 
-    @property
-    def epoch_size(self) -> int:
-        """Number of samples in an epoch; every epoch has as many."""
-        return sum(self.counts)
+    def epoch_size(self, epoch: int) -> int:
+        """Number of samples in an epoch; where a weight leaves a fraction it differs by one per source."""
+        return sum(last - first for first, last in (_window(share, epoch) for share in self.shares))
 
     def __len__(self) -> int:
         return sum(map(len, self.tables))
@@ -74,14 +75,15 @@ class StageData(Sequence[Sample]):
         return table.where(row) if isinstance(table, Table) else f"data.{source}, row {row}"
 
     def order(self, epoch: int) -> list[int]:
-        """The ``epoch_size`` indices of an epoch (counted from 0) in training order."""
+        """The ``epoch_size(epoch)`` indices of an epoch (counted from 0) in training order."""
         parts = []
-        for source, (table, count) in enumerate(zip(self.tables, self.counts, strict=True)):
-            size, first, last = len(table), epoch * count, (epoch + 1) * count
+        for source, (table, share) in enumerate(zip(self.tables, self.shares, strict=True)):
+            size = len(table)
+            first, last = _window(share, epoch)
             for number in range(first // size, -(-last // size)):
                 rows = self._permutation(size, _PASS, source, number)
                 parts.append(rows[max(first - number * size, 0) : last - number * size] + self.starts[source])
-        indices = np.concatenate(parts)
+        indices = np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
         ordered: list[int] = indices[self._permutation(len(indices), _EPOCH, epoch)].tolist()
         return ordered
 
@@ -96,9 +98,9 @@ class StageData(Sequence[Sample]):
     def fingerprint(self) -> str:
         """16 hexadecimal digits of seed, weights, and the files' names, sizes and rows: a resumed run compares them."""
         parts = [str(self.seed)]
-        for table, count in zip(self.tables, self.counts, strict=True):
+        for table, share in zip(self.tables, self.shares, strict=True):
             sizes = [(rows.path.name, rows.stamp[0]) for rows in table.files] if isinstance(table, Table) else []
-            parts.append(f"{len(table)} {count} {sizes}")
+            parts.append(f"{len(table)} {share} {sizes}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def _permutation(self, size: int, *use: int) -> NDArray[np.int64]:
@@ -108,6 +110,10 @@ class StageData(Sequence[Sample]):
 
     def _seed(self, *use: int) -> np.random.SeedSequence:
         return np.random.SeedSequence(self.seed % 2**64, spawn_key=use)
+
+
+def _window(share: Fraction, epoch: int) -> tuple[int, int]:
+    return math.floor(epoch * share), math.floor((epoch + 1) * share)
 
 
 def open_reader(reader: ReaderConfig, context: BuildContext) -> Sequence[Sample]:

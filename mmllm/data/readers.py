@@ -18,6 +18,7 @@ from mmllm.data.rows import Rows, index_file
 from mmllm.errors import DataError
 from mmllm.processing.messages import Sample
 
+
 class FileReaderConfig(ReaderConfig):
     """What all readers of files share.
 
@@ -32,7 +33,7 @@ class FileReaderConfig(ReaderConfig):
 
     @abstractmethod
     def convert(self, row: dict[str, Any], where: str) -> layouts.Converted:
-        """Id (``None`` if the row has none), messages and tags of a row. Raises ``DataError`` beginning with ``where``."""
+        """Id (``None`` if the row has none), messages and tags of a row. Raises ``DataError`` naming ``where``."""
 
     def open(self, context: BuildContext) -> Table:
         """The samples by index. Raises ``DataError`` when a file is missing, unreadable, empty, or a damaged array."""
@@ -145,7 +146,7 @@ class NextGPTConfig(FileReaderConfig):
     suffix: Annotated[str, Field(pattern=r"^\.\w+$")] | None = None
 
     def convert(self, row: dict[str, Any], where: str) -> layouts.Converted:
-        folders = {"image": "images", "audio": "audios", "video": "videos", **self.folders}
+        folders: dict[str, str] = {**{name: f"{name}s" for name in layouts.MODALITIES}, **self.folders}
         return layouts.nextgpt(row, where, self.prompt, folders, self.suffix)
 
 
