@@ -112,12 +112,15 @@ class TextStream:
         self.ids: list[int] = []
         self.shown = 0
         self.start = 0
+        self.held = 0
 
     def add(self, token: int) -> str:
         """The new text that ``token`` completes; empty while a character is unfinished."""
         self.ids.append(token)
         text = self._text()
-        if text.endswith("\ufffd"):
+        # A character has at most four bytes: what is still broken after four tokens will stay so, and is shown.
+        self.held = self.held + 1 if text.endswith("\ufffd") else 0
+        if 0 < self.held < 4:
             return ""
         delta = text[self.shown :]
         self.shown = len(text)
