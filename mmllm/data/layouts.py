@@ -72,14 +72,14 @@ def sharegpt(row: Row, where: str) -> Converted:
     for key, what in refused.items():
         if row.get(key):
             raise DataError(f"{where}: {what}")
-    key = next((key for key in ("messages", "conversations") if key in row), None)
-    if key is None:
+    name = next((name for name in ("messages", "conversations") if name in row), None)
+    if name is None:
         raise DataError(f'{where}: expected "messages" or "conversations"; found keys {_keys(row)}')
-    turns = _turns(row[key], f"{where}: {key}")
+    turns = _turns(row[name], f"{where}: {name}")
     if row.get("system"):
         turns = [("system", _text(row["system"], f"{where}: system")), *turns]
-    media = {name: _paths(row.get(f"{name}s"), f"{where}: {name}s") for name in MODALITIES}
-    used = ("id", key, "system", *(f"{name}s" for name in MODALITIES))
+    media = {kind: _paths(row.get(f"{kind}s"), f"{where}: {kind}s") for kind in MODALITIES}
+    used = ("id", name, "system", *(f"{kind}s" for kind in MODALITIES))
     return _id(row, where), _interleave(turns, media, where), _rest(row, *used)
 
 

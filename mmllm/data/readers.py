@@ -146,7 +146,8 @@ class NextGPTConfig(FileReaderConfig):
     suffix: Annotated[str, Field(pattern=r"^\.\w+$")] | None = None
 
     def convert(self, row: dict[str, Any], where: str) -> layouts.Converted:
-        folders: dict[str, str] = {**{name: f"{name}s" for name in layouts.MODALITIES}, **self.folders}
+        folders = {name: f"{name}s" for name in layouts.MODALITIES}
+        folders.update(self.folders.items())
         return layouts.nextgpt(row, where, self.prompt, folders, self.suffix)
 
 
