@@ -88,7 +88,8 @@ def decode_image(data: bytes, limits: Limits, background: tuple[int, int, int] =
       minimum..maximum to 0..255. Infinite or NaN values are refused.
 
     Raises ``MediaError``, and nothing else, for other formats, more than ``limits.max_bytes`` or ``limits.max_pixels``,
-    sides above ``MAX_SIDE``, and for truncated or damaged files. Size is judged from headers, before decoding.
+    sides above ``MAX_SIDE``, and for truncated or damaged files. Size is judged from headers, before decoding, which
+    then takes up to 18 bytes of memory per pixel.
     """
     if len(data) > limits.max_bytes:
         raise MediaError(f"the picture has {len(data):,} encoded bytes, the limit is {limits.max_bytes:,} (max_bytes)")
@@ -234,8 +235,8 @@ def _upright_rgb(image: ImageFile.ImageFile, background: tuple[int, int, int]) -
             rgb = _composite(rgb, Image.fromarray(np.where(values == key[0], 0, 255).astype(np.uint8)), background)
     elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or (image.mode == "P" and "transparency" in image.info):
         straight = image.convert("LA") if image.mode == "La" else image
-        rgba = straight.convert("RGBA")
-        rgb = _composite(rgba.convert("RGB"), rgba.getchannel("A"), background)
+        rgba = straight if straight.mode == "RGBA" else straight.convert("RGBA")
+        rgb = _composite(rgba, rgba, background)
     else:
         # A transparent colour left in `info` would be converted along; it has been read and is applied below.
         image.info.pop("transparency", None)
@@ -275,9 +276,10 @@ def _colour_key(image: ImageFile.ImageFile) -> tuple[int, ...] | None:
     return (value,) if image.mode.startswith("I") else (value, value, value)
 
 
-def _composite(rgb: Image.Image, alpha: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    canvas = Image.new("RGB", rgb.size, background)
-    canvas.paste(rgb, mask=alpha)
+def _composite(colour: Image.Image, alpha: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """``alpha`` is a mode L picture, or the RGBA picture itself; of the latter Pillow uses the alpha channel."""
+    canvas = Image.new("RGB", colour.size, background)
+    canvas.paste(colour, mask=alpha)
     return canvas
 
 
