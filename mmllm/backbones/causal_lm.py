@@ -25,7 +25,8 @@ class CausalLMConfig(BackboneConfig):
     own config (``{model_type: llama, hidden_size: 4096, …}``), enough for ``plan`` without the files; when weights are
     loaded they are checked against it. ``chat_template``: the name of a template that ships with mmllm (``chatml``,
     ``vicuna``, ``plain``) or a Jinja file, for tokenizers that have none of their own or the wrong one.
-    ``tokenizer_path``: where the tokenizer is, when not beside the weights.
+    ``tokenizer_path``: where the tokenizer is, when not beside the weights. Without ``pretrained`` the weights are random,
+    and without a tokenizer bytes are the tokens: such a model is for trying out a combination.
     """
 
     kind: Literal["causal_lm"] = "causal_lm"
@@ -43,7 +44,7 @@ class CausalLMConfig(BackboneConfig):
                 "pretrained": None,
                 "revision": None,
                 "tokenizer_path": None,
-                "chat_template": "chatml",
+                "chat_template": None,
                 "architecture": {"model_type": model_type, **TINY, "vocab_size": TINY_VOCAB},
             }
         )
@@ -133,5 +134,9 @@ def byte_tokenizer() -> PreTrainedTokenizerBase:
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<|pad|>", eos_token="<|im_end|>", additional_special_tokens=special[1:3]
+        tokenizer_object=core,
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=special[1:3],
+        chat_template=(TEMPLATES / "chatml.jinja").read_text(encoding="utf-8"),
     )

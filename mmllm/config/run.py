@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
 from mmllm.config.base import Config
 from mmllm.config.families import AnyBackbone, AnyEncoder, AnyProjector, AnyReader
@@ -31,12 +31,31 @@ class ModelConfig(Config):
     inputs: dict[Name, InputConfig] = {}
     backbone: AnyBackbone
 
+    def tiny(self) -> Self:
+        """The same composition with the ``tiny()`` version of every part: random weights, nothing to download."""
+        inputs = {
+            name: part.model_copy(update={"encoder": part.encoder.tiny(), "projector": part.projector.tiny()})
+            for name, part in self.inputs.items()
+        }
+        backbone = self.backbone.tiny()
+        if self.backbone.adapter is not None:
+            backbone = backbone.model_copy(update={"adapter": self.backbone.adapter.tiny()})
+        return self.model_copy(update={"inputs": inputs, "backbone": backbone})
+
 
 class DataSource(Config):
-    """One part of a stage's data. ``weight`` is its share of the mixture relative to its size (2.0 = seen twice an epoch)."""
+    """One part of a stage's data. ``weight`` is its share of the mixture relative to its size (2.0 = seen twice an epoch).
+
+    A file name alone stands for a messages file: ``data: [train.jsonl]``.
+    """
 
     reader: AnyReader
     weight: PositiveFloat = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_file_name(cls, value: Any) -> Any:
+        return {"reader": {"kind": "messages", "path": value}} if isinstance(value, str) else value
 
 
 class OptimizerConfig(Config):
