@@ -48,7 +48,7 @@ def make_preprocessor(config: ClipConfig, context: BuildContext) -> ClipPreproce
 
 
 class ClipEncoder(Encoder):
-    """Base of the towers below. ``visual`` is the reference library's module without what ``select_layer`` leaves out."""
+    """Base of the towers below. ``visual`` is the reference library's module up to ``select_layer``."""
 
     def __init__(self, visual: nn.Module, output_dim: int, keep_class_token: bool) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ class WhisperPreprocessor:
         self.extractor = WhisperFeatureExtractor(num_mel_bins, RATE, HOP, n_fft=N_FFT)
 
     def __call__(self, media: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, Tensor]:
-        """Raises ``MediaError`` when the sound is empty, has more than one channel or is longer than ``max_seconds``."""
+        """Raises ``MediaError`` when the sound is empty, has several channels or is longer than ``max_seconds``."""
         if media.ndim != 1 or not len(media):
             raise MediaError(f"found samples of shape {media.shape}, expected mono with at least one sample")
         if len(media) > self.max_seconds * RATE:
@@ -81,7 +81,7 @@ class WhisperEncoder(Encoder):
         if blocks < 1:
             expected = f"-{numbers.encoder_layers} to -1"
             raise ConfigError([("select_layer", f"found {select_layer}, expected {expected}")], "whisper encoder")
-        # The special tokens belong to the decoder; zeros keep transformers from complaining about ids it will never see.
+        # The special tokens belong to the decoder; zeros keep transformers from warning about ids it never sees.
         unused = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0, "decoder_start_token_id": 0}
         self.encoder = Reference(Numbers(**(numbers.model_dump() | {"encoder_layers": blocks} | unused)))
         if select_layer < -1:
@@ -91,7 +91,7 @@ class WhisperEncoder(Encoder):
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """``batch`` from ``WhisperPreprocessor.collate``; features (N, S, D), zero on the padding, and their mask."""
         mels = batch["mels"].to(self.encoder.conv1.weight.dtype)
-        seen = [self.encoder(part).last_hidden_state for part in mels.split(WINDOWS_PER_CALL)]
+        seen = [self.encoder(part).last_hidden_state for part in torch.split(mels, WINDOWS_PER_CALL)]
         flat = torch.cat(seen).flatten(0, 1)  # (W*P, D)
         mask = batch["mask"]
         return flat[batch["index"]].masked_fill(~mask[..., None], 0), mask
