@@ -115,10 +115,10 @@ def index_file(path: Path) -> Rows:
             position, number = begin, 0
             while line := file.readline(MAX_ROW_BYTES):
                 number += 1
-                size = len(line)
-                while not line.endswith(b"\n") and (line := file.readline(MAX_ROW_BYTES)):
-                    size += len(line)
-                if size > 4096 or line.strip():
+                size, blank, more = len(line), not line.strip(), line
+                while not more.endswith(b"\n") and (more := file.readline(MAX_ROW_BYTES)):
+                    size += len(more)
+                if not blank:
                     starts.append(position)
                     ends.append(position + size)
                     lines.append(number)
