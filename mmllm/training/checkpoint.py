@@ -1,0 +1,365 @@
+"""Checkpoints: directories of safetensors and JSON that are either complete or not there.
+
+A checkpoint or final model holds
+
+    config.yaml          the resolved configuration, local references made absolute
+    parts.safetensors    every part trained so far, and frozen parts that no reference could restore
+    adapter/             the backbone's adapter in PEFT layout, when it was trained
+    tokenizer*, processor.json, …
+    references.json      where the other parts come from: id or path, revision, content hash of local files
+    state/               checkpoints only: optimizer tensors, and position.json (stage, step, gradient scaler)
+    manifest.json        size and SHA-256 of every file above
+
+It is written to a temporary sibling, synced to disk and renamed, so a folder under its final name is complete. Random
+number states need no file: the training loop derives them from the seed and the step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmllm.config.base import BuildContext
+from mmllm.config.load import dump
+from mmllm.config.run import ModelConfig, RunConfig
+from mmllm.errors import CheckpointError
+from mmllm.model import MultimodalLM
+from mmllm.pretrained import read_json
+
+if TYPE_CHECKING:
+    from mmllm.processing.processor import Processor
+
+FORMAT = 1
+ADAPTER = "backbone.adapter"
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands: ``step`` optimizer steps of stage ``stage`` are done; ``stage_done`` when those were all.
+
+    ``data`` is the fingerprint of the stage's data, ``scaler`` the fp16 gradient scaler's state.
+    """
+
+    stage: str
+    step: int
+    stage_done: bool
+    data: str
+    scaler: dict[str, float]
+
+
+def save(
+    folder: Path,
+    model: MultimodalLM,
+    processor: Processor,
+    config: RunConfig,
+    context: BuildContext,
+    trained: Iterable[str],
+    *,
+    position: Position | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Write a complete model to ``folder``, with ``position`` and ``optimizer`` as a checkpoint to resume from.
+
+    Either all of it appears under that name or nothing does. Raises ``CheckpointError`` when the disk refuses.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        (temporary / "config.yaml").write_text(dump(absolute(config, context)), encoding="utf-8")
+        save_parts(model, temporary, stored_parts(model, config.model, context, trained))
+        processor.save(temporary)
+        _write_json(temporary / "references.json", references(model, config.model, context, trained))
+        if position is not None:
+            (temporary / "state").mkdir()
+            _write_json(temporary / "state" / "position.json", asdict(position))
+        if optimizer is not None:
+            save_file(optimizer_tensors(optimizer), temporary / "state" / "optimizer.safetensors")
+        write_manifest(temporary)
+        for path in [*temporary.rglob("*"), temporary]:
+            _sync(path)
+        replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        if folder.exists():
+            folder.rename(replaced)
+        temporary.rename(folder)
+        _sync(folder.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"cannot write {folder}: {error}; checkpoints written before are untouched") from error
+
+
+def save_parts(model: MultimodalLM, folder: Path, names: Iterable[str]) -> None:
+    """Write the named parts: the adapter in PEFT layout, all others to ``parts.safetensors``."""
+    parts, wanted = model.parts(), set(names)
+    tensors = {n: p.detach().cpu().contiguous() for part in sorted(wanted - {ADAPTER}) for n, p in parts[part].items()}
+    save_file(tensors, folder / "parts.safetensors", metadata={"parts": json.dumps(sorted(wanted - {ADAPTER}))})
+    if ADAPTER in wanted:
+        model.backbone.model.save_pretrained(folder / "adapter", save_embedding_layers=False)  # type: ignore[operator]
+        # peft adds a model card of blanks.
+        (folder / "adapter" / "README.md").unlink(missing_ok=True)
+
+
+def load_parts(model: MultimodalLM, folder: Path) -> list[str]:
+    """Read the parts saved in ``folder`` into ``model``, in the model's own dtypes, and return their names.
+
+    The folder is verified against its manifest first. Raises ``CheckpointError`` when a file is missing or altered,
+    when a reference no longer holds what it held, or when names or shapes differ from the model's in either direction.
+    """
+    verify(folder)
+    parts = model.parts()
+    with safe_open(folder / "parts.safetensors", framework="pt") as file:
+        stored = json.loads(file.metadata()["parts"])
+    unknown = [name for name in stored if name not in parts]
+    if unknown:
+        raise CheckpointError(f"{folder} holds {', '.join(unknown)}, but the model's parts are {', '.join(parts)}")
+    expected: dict[str, Tensor] = {name: p.data for part in stored for name, p in parts[part].items()}
+    _copy(expected, load_file(folder / "parts.safetensors"), folder / "parts.safetensors")
+    if (folder / "adapter").is_dir():
+        from peft import get_peft_model_state_dict
+
+        if ADAPTER not in parts:
+            raise CheckpointError(
+                f"{folder} holds an adapter, but the model's backbone has none; set `backbone.adapter`"
+            )
+        # These tensors share their storage with the model's parameters.
+        own = get_peft_model_state_dict(model.backbone.model, save_embedding_layers=False)
+        _copy(own, load_file(folder / "adapter" / "adapter_model.safetensors"), folder / "adapter")
+        stored.append(ADAPTER)
+    return list(stored)
+
+
+def _copy(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Path) -> None:
+    problems = [f"missing {name}" for name in expected.keys() - found.keys()]
+    problems += [f"unexpected {name}" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name} is {tuple(found[name].shape)}, the model has {tuple(expected[name].shape)}"
+        for name in expected.keys() & found.keys()
+        if found[name].shape != expected[name].shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{source} does not fit the model: {'; '.join(sorted(problems)[:5])} ({len(problems)} in all)"
+        )
+    with torch.no_grad():
+        for name, tensor in expected.items():
+            tensor.copy_(found[name])
+
+
+def stored_parts(model: MultimodalLM, config: ModelConfig, context: BuildContext, trained: Iterable[str]) -> list[str]:
+    """The parts that a checkpoint must hold: trained ones, and those at random values that no file could bring back."""
+    kept = set(trained)
+    return [name for name in model.parts() if name in kept or not _reference(config, context, name)]
+
+
+def references(
+    model: MultimodalLM, config: ModelConfig, context: BuildContext, trained: Iterable[str]
+) -> dict[str, dict[str, str | None]]:
+    """Where the parts that are not stored come from: ``{part: {pretrained, revision, sha256}}``."""
+    stored = set(stored_parts(model, config, context, trained))
+    result = {}
+    for name in model.parts():
+        if name not in stored:
+            node = _reference(config, context, name)
+            location = context.resolve(str(node["pretrained"]))
+            digest = _content_hash(location) if Path(location).exists() else None
+            result[name] = {"pretrained": location, "revision": node.get("revision"), "sha256": digest}
+    return result
+
+
+def check_references(folder: Path) -> None:
+    """Raise ``CheckpointError`` when local files that ``folder`` refers to are gone or hold other content than at
+    training.
+    """
+    for part, reference in read_json(folder / "references.json").items():
+        if reference["sha256"] is None:
+            continue
+        location = reference["pretrained"]
+        if not Path(location).exists():
+            raise CheckpointError(f"{folder}: the weights of {part} should be at {location}, but nothing is there")
+        if _content_hash(location) != reference["sha256"]:
+            raise CheckpointError(
+                f"{folder}: {location} no longer holds the weights of {part} that this model was trained with"
+            )
+
+
+def _reference(config: ModelConfig, context: BuildContext, part: str) -> dict[str, Any]:
+    """The config node whose ``pretrained`` restores a frozen part; empty when there is none."""
+    node: Any = config.model_dump(mode="json")
+    for word in part.split("."):
+        node = (node or {}).get(word)
+    return node if context.weights and node and node.get("pretrained") else {}
+
+
+_hashes: dict[tuple[str, int, int], str] = {}
+
+
+def _content_hash(location: str) -> str:
+    """SHA-256 over names and contents of a file or folder. Files are hashed once per process unless size or time
+    change.
+    """
+    root = Path(location)
+    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
+    total = hashlib.sha256()
+    for path in files:
+        stat = path.stat()
+        key = (str(path), stat.st_size, stat.st_mtime_ns)
+        if key not in _hashes:
+            _hashes[key] = _file_hash(path)
+        total.update(f"{path.relative_to(root).as_posix()} {_hashes[key]}\n".encode())
+    return total.hexdigest()
+
+
+def absolute(config: RunConfig, context: BuildContext) -> RunConfig:
+    """The same configuration with the local references of model and data made absolute, so that it works from
+    anywhere.
+    """
+
+    def rooted(path: Any) -> Any:
+        if isinstance(path, list):
+            return [rooted(item) for item in path]
+        return path if path is None else str((context.root / Path(path).expanduser()).absolute())
+
+    def walk(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: walk(value) for key, value in node.items()}
+        if isinstance(node, list):
+            return [walk(value) for value in node]
+        return context.resolve(node) if isinstance(node, str) else node
+
+    tree = config.model_dump(mode="json")
+    for stage in tree["stages"]:
+        for source in [*stage["data"], *stage["eval_data"]]:
+            # Data paths need no leading ./ in a config.
+            source["reader"] = {k: rooted(v) if k in ("path", "root") else v for k, v in source["reader"].items()}
+    return RunConfig.model_validate(tree | {"model": walk(tree["model"])})
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as ``{parameter name/state name: tensor}``."""
+    tensors = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            for key, value in optimizer.state[parameter].items():
+                tensors[f"{name}/{key}"] = value.detach().cpu().contiguous()
+    return tensors
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
+    """Put saved state back. Raises ``CheckpointError`` when it belongs to other parameters."""
+    found = load_file(file)
+    names = {name for group in optimizer.param_groups for name in group["names"]}
+    stored = {key.rpartition("/")[0] for key in found}
+    if found and stored != names:
+        raise CheckpointError(
+            f"{file}: state of other parameters than are trained now: {', '.join(sorted(stored ^ names)[:5])}"
+        )
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            state = {key.rpartition("/")[2]: value for key, value in found.items() if key.rpartition("/")[0] == name}
+            # AdamW keeps its step counter on the CPU and its moments beside the parameter.
+            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+
+
+def checkpoint_name(stage_index: int, stage: str, step: int) -> str:
+    """Folder name of a checkpoint; names sort in the order of training."""
+    return f"{stage_index}-{stage}-{step:08d}"
+
+
+def checkpoints(run_dir: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first. Unfinished saves never count."""
+    folder = run_dir / "checkpoints"
+    found = [p for p in folder.iterdir() if re.fullmatch(r"\d+-.+-\d{8}", p.name)] if folder.is_dir() else []
+    return sorted(found, key=lambda p: (int(p.name.partition("-")[0]), int(p.name.rpartition("-")[2])))
+
+
+def latest_valid(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint, verified; None when there is none.
+
+    Raises ``CheckpointError`` when its files are missing or altered: going on from an older one is the user's decision.
+    """
+    found = checkpoints(run_dir)
+    if not found:
+        return None
+    try:
+        verify(found[-1])
+    except CheckpointError as error:
+        older = f" or go on from {found[-2].name} by removing this folder" if len(found) > 1 else ""
+        raise CheckpointError(f"{error}; restore it{older}") from error
+    return found[-1]
+
+
+def remove_old(run_dir: Path, keep: int) -> None:
+    """Remove all but the newest ``keep`` checkpoints, and leftovers of interrupted saves. Call after a save is
+    complete.
+    """
+    for path in checkpoints(run_dir)[:-keep]:
+        # Renamed first: a removal that is interrupted half-way must not leave a half folder under a valid name.
+        path = path.rename(path.with_name(f".{path.name}.tmp"))
+        shutil.rmtree(path, ignore_errors=True)
+    for path in (run_dir / "checkpoints").glob(".*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def read_position(folder: Path) -> Position:
+    """The position of a checkpoint that can be resumed. Raises ``CheckpointError`` for a folder without one."""
+    file = folder / "state" / "position.json"
+    if not file.is_file():
+        raise CheckpointError(
+            f"{folder}: no state/position.json; this is a final model, training cannot be resumed from it"
+        )
+    return Position(**read_json(file))
+
+
+def write_manifest(folder: Path) -> None:
+    """Write ``manifest.json``: size in bytes and SHA-256 of every other file."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    listing = {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": _file_hash(p)} for p in files}
+    _write_json(folder / "manifest.json", {"format": FORMAT, "files": listing})
+
+
+def verify(folder: Path) -> None:
+    """Raise ``CheckpointError`` naming every file of ``folder`` that is missing, or differs from the manifest."""
+    if not (folder / "manifest.json").is_file():
+        raise CheckpointError(f"{folder}: no manifest.json; expected a checkpoint or final model written by mmllm")
+    manifest = read_json(folder / "manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise CheckpointError(f"{folder}: checkpoint format {manifest.get('format')!r}, this version reads {FORMAT}")
+    missing = [name for name in manifest["files"] if not (folder / name).is_file()]
+    altered = [
+        name
+        for name, entry in manifest["files"].items()
+        if name not in missing
+        and ((folder / name).stat().st_size != entry["size"] or _file_hash(folder / name) != entry["sha256"])
+    ]
+    problems = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"altered: {', '.join(altered)}"] * bool(altered)
+    if problems:
+        raise CheckpointError(f"{folder} is damaged; {'; '.join(problems)}")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

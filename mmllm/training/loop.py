@@ -1,0 +1,192 @@
+"""The training loop: one optimizer step after another, the same on one process or many."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmllm.config.run import StageConfig
+from mmllm.data.dataset import SkipLog
+from mmllm.errors import TrainingError
+from mmllm.model import MultimodalLM
+from mmllm.processing.processor import Batch
+from mmllm.training.batches import StepData
+from mmllm.training.optimizer import lr_factor, set_rates
+from mmllm.training.stages import GradientWatch, TrainedPart
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+log = logging.getLogger(__name__)
+
+# Steps in a row without finite loss and gradient after which a run ends. fp16 needs a few to find its loss scale.
+NONFINITE_LIMIT = 20
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step did, over all processes. ``loss`` is the mean over the supervised tokens, in nats.
+
+    ``step`` counts the stage's steps so far, this one included; ``lr`` is the stage's rate (parts may have their own);
+    ``updated`` is False when nothing was learned (non-finite); ``skipped`` counts bad samples by kind of error.
+    """
+
+    step: int
+    epoch: float
+    loss: float
+    tokens: int
+    samples: int
+    lr: float
+    grad_norm: float
+    updated: bool
+    skipped: dict[str, int]
+
+
+class SummedLoss(nn.Module):
+    """What accelerate prepares, anew for every stage: the model as a function from a batch to its summed loss."""
+
+    def __init__(self, model: MultimodalLM) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Summed token losses, a float32 scalar."""
+        loss: Tensor = self.model(batch).total
+        return loss
+
+
+def run_steps(
+    accelerator: Accelerator,
+    model: nn.Module,
+    optimizer: Any,
+    parts: list[TrainedPart],
+    stage: StageConfig,
+    steps: Iterable[StepData],
+    *,
+    total: int,
+    seed: int,
+    skips: SkipLog,
+    stopping: Callable[[], bool],
+    after: Callable[[StepResult, bool], None],
+) -> None:
+    """Take ``steps`` of a stage of ``total``. ``model`` (a ``SummedLoss``) and ``optimizer`` are accelerate's.
+
+    Loss of a step = sum of the token losses of its whole global batch / number of its supervised tokens, whatever the
+    number of processes and the size of micro-batches. ``after(result, stop)`` is called behind every step on every
+    process; with ``stop`` (some process answered ``stopping()``) the loop ends. Raises ``TrainingError`` after
+    ``NONFINITE_LIMIT`` steps in a row with a loss or gradient that is not finite.
+    """
+    from accelerate.utils import gather_object
+
+    parameters = [p for part in parts for p in part.parameters.values()]
+    watch, nonfinite = GradientWatch(parts), 0
+    for data in steps:
+        seed_step(seed, stage.name, data.step, accelerator.process_index)
+        reasons = _count_skipped(data, skips)
+        tokens, samples, skipped = (int(n) for n in total_of(accelerator, [data.tokens, len(data.ids), len(reasons)]))
+        factor = lr_factor(data.step, total, stage.optimizer)
+        set_rates(optimizer, factor)
+        scale = stage.objectives["text"] * accelerator.num_processes / tokens  # DDP averages gradients over processes
+        losses = []
+        for number, (batch, weight) in enumerate(data.micro, start=1):
+            with nullcontext() if number == len(data.micro) else accelerator.no_sync(model):
+                loss = model(batch.to(accelerator.device)) * weight
+                accelerator.backward(loss * scale)
+            losses.append(float(loss.detach()))
+        norm = float(accelerator.clip_grad_norm_(parameters, stage.optimizer.clip or math.inf))
+        loss_sum, stops = total_of(accelerator, [sum(losses), stopping()])
+        finite = math.isfinite(loss_sum) and math.isfinite(norm)
+        nonfinite = 0 if finite else nonfinite + 1
+        if finite:
+            for name in watch(data.modalities):
+                log.warning("%s is trained, but its gradients have all been zero so far", name)
+        else:
+            _report_nonfinite(accelerator, data, losses, norm, nonfinite)
+        # The fp16 scaler leaves the weights alone by itself and lowers its scale when a gradient overflows.
+        if finite or accelerator.scaler is not None:
+            optimizer.step()
+        optimizer.zero_grad()
+        counts = dict(Counter(gather_object(reasons))) if skipped else {}
+        lr = stage.lr * factor
+        after(
+            StepResult(data.step + 1, data.epoch, loss_sum / tokens, tokens, samples, lr, norm, finite, counts),
+            stops > 0,
+        )
+        if stops:
+            return
+
+
+def _count_skipped(data: StepData, skips: SkipLog) -> list[str]:
+    """Log bad samples met for the first time; the reasons of all. Raises ``DataError`` when too many are bad."""
+    for loaded in data.loaded:
+        for failure in skips.add(loaded):
+            log.warning("skipped %s: %s", failure.where, failure.message)
+    return [failure.reason for loaded in data.loaded for failure in loaded.failures]
+
+
+def _report_nonfinite(accelerator: Accelerator, data: StepData, losses: list[float], norm: float, times: int) -> None:
+    """Log the samples of a step without finite loss or gradient on all processes; stop the run after too many in a
+    row.
+    """
+    from accelerate.utils import gather_object
+
+    bad = [b for (b, weight), loss in zip(data.micro, losses, strict=True) if weight and not math.isfinite(loss)]
+    own = [id for batch in bad for id in batch.sample_ids]
+    ids = gather_object(own) or gather_object(data.ids)
+    text = f"step {data.step}: loss or gradient (norm {norm:.3g}) is not finite; nothing was learned. Samples: {', '.join(ids)}"
+    log.warning(text)
+    if times >= NONFINITE_LIMIT:
+        raise TrainingError(f"{text}. This is step {times} in a row; lower the rate, or look at these samples")
+
+
+def total_of(accelerator: Accelerator, values: list[Any]) -> list[float]:
+    """Sums over all processes, in float64 (exact for counts)."""
+    local = torch.tensor([float(v) for v in values], dtype=torch.float64, device=accelerator.device)
+    reduced: Tensor = accelerator.reduce(local, "sum")
+    return [float(value) for value in reduced]
+
+
+@torch.no_grad()
+def evaluate(accelerator: Accelerator, model: SummedLoss, batches: Iterable[Batch | None]) -> float:
+    """Mean loss per supervised token over all processes' batches, in nats. Leaves every module's train/eval mode as it
+    was.
+
+    Raises ``TrainingError`` when no batch holds a usable sample.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    loss, tokens = 0.0, 0
+    for batch in batches:
+        if batch is not None:
+            with accelerator.autocast():
+                loss += float(model(batch.to(accelerator.device)))
+            tokens += batch.tokens
+    for module, mode in modes.items():
+        module.training = mode
+    loss, tokens = total_of(accelerator, [loss, tokens])  # type: ignore[assignment]
+    if not tokens:
+        raise TrainingError("the evaluation data hold no usable sample; `mmllm data validate` names the reasons")
+    return loss / tokens
+
+
+def seed_step(seed: int, stage: str, step: int, rank: int) -> None:
+    """Set Python's, NumPy's and torch's random states from the place in the run.
+
+    Every step starts from its own state, so a resumed run draws what the uninterrupted one drew, whatever was drawn
+    between steps (evaluation, sample generation).
+    """
+    entropy = [seed % 2**64, *stage.encode(), step, rank]
+    state = np.random.SeedSequence(entropy).generate_state(3, np.uint32)
+    random.seed(int(state[0]))
+    np.random.seed(int(state[1]))
+    torch.manual_seed(int(state[2]))

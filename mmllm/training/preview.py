@@ -1,0 +1,44 @@
+"""A few replies of the model in training, for the log."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from mmllm.data.mixture import StageData
+from mmllm.errors import DataError, MediaError
+from mmllm.generation import Decoding, decode
+from mmllm.model import MultimodalLM
+from mmllm.processing.processor import Processor
+
+
+def sample_replies(
+    model: MultimodalLM, processor: Processor, data: StageData, count: int, max_new_tokens: int = 48
+) -> list[tuple[str, str, str]]:
+    """Greedy replies to the last user turn of ``count`` samples spread over ``data``: (question, expected, answered).
+
+    Samples that cannot be used are left out. Leaves every module's train/eval mode as it was.
+    """
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    replies = []
+    edges = [len(data) * i // count for i in range(count + 1)] if count else []
+    for start, stop in pairwise(edges):
+        if start == stop:
+            continue
+        try:
+            sample = data[start]
+            question, reference = sample.messages[-2:]
+            prompt = processor.encode_prompt(sample.messages[:-1], id=sample.id, root=sample.root)
+        except (DataError, MediaError, ValueError):
+            continue
+        steps = decode(model, processor, [prompt], Decoding(max_new_tokens=max_new_tokens))
+        ids = [token for (token,) in steps if token is not None]
+        answer = str(processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        replies.append((_shown(question.parts), reference.text.strip(), answer))
+    for module, mode in modes.items():
+        module.training = mode
+    return replies
+
+
+def _shown(parts: tuple[object, ...]) -> str:
+    return " ".join(part.value.strip() if part.type == "text" else f"[{part.type}]" for part in parts)  # type: ignore[attr-defined]

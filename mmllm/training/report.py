@@ -1,0 +1,235 @@
+"""What a run leaves for people: progress, metrics, plot and summary."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from mmllm.config.run import RunConfig
+from mmllm.errors import TrainingError
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+log = logging.getLogger(__name__)
+
+# Seconds between progress lines where there is no terminal to draw a bar on.
+LINE_EVERY = 30.0
+
+
+def check_trackers(names: list[str]) -> None:
+    """Raise ``TrainingError`` for a tracker that accelerate does not know, or whose package is not installed."""
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    available = [str(name) for name in get_available_trackers()]
+    for name in names:
+        if name not in LOGGER_TYPE_TO_CLASS:
+            raise TrainingError(f"unknown tracker {name!r}; known: {', '.join(sorted(LOGGER_TYPE_TO_CLASS))}")
+        if name not in available:
+            raise TrainingError(
+                f"tracker {name!r} needs a package that is not installed; pip install {name}, or set trackers=[]"
+            )
+
+
+class Metrics:
+    """``metrics.jsonl`` of a run: one object per optimizer step and evaluation, in order, without repetitions."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows so far; a last line cut short by a crash is left out."""
+        rows = []
+        for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def rewind(self, keep: Mapping[str, float]) -> None:
+        """Forget what lies beyond the checkpoint that a run resumes from: ``keep[stage]`` is the last step to keep."""
+        rows = [row for row in self.rows() if row["step"] <= keep.get(row["stage"], -1)]
+        self.file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+class Reporter:
+    """The main process's voice: console, ``metrics.jsonl``, trackers. Other processes own a silent one."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path) -> None:
+        self.accelerator, self.folder = accelerator, folder
+        self.main: bool = accelerator.is_main_process
+        self.console = Console(quiet=not self.main)
+        self.metrics = Metrics(folder / "metrics.jsonl")
+        self._bar: Progress | None = None
+        self._total, self._started, self._first, self._spoken = 0, 0.0, 0, 0.0
+
+    @contextmanager
+    def stage(self, name: str, done: int, total: int) -> Iterator[None]:
+        """Progress of one stage: a bar on a terminal, a line now and then elsewhere."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        self._total, self._started, self._first, self._spoken = total, time.monotonic(), done, 0.0
+        with Progress(*columns, console=self.console, disable=not (self.main and self.console.is_terminal)) as bar:
+            self._bar, self._task = bar, bar.add_task(name, completed=done, total=total)
+            yield
+
+    def begin(self, stage: str, row: Mapping[str, Any]) -> None:
+        """Record what a stage sets out to do; it goes to ``run.md``."""
+        if self.main:
+            self.metrics.add({"stage": stage, **row})
+
+    def step(self, stage: str, row: Mapping[str, Any]) -> None:
+        """Record one optimizer step."""
+        if not self.main:
+            return
+        self.metrics.add({"stage": stage, **row})
+        numbers = ("epoch", "loss", "tokens", "samples", "lr", "grad_norm", "seconds")
+        self.accelerator.log({f"{stage}/{key}": row[key] for key in numbers}, step=row["step"])
+        now, step = time.monotonic(), row["step"]
+        rate = (step - self._first) / max(now - self._started, 1e-9)
+        text = f"{stage}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  {rate * row['samples']:.1f} samples/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        if not self.console.is_terminal and (now - self._spoken > LINE_EVERY or step == self._total):
+            self._spoken = now
+            left = duration((self._total - step) / max(rate, 1e-9))
+            self.say(f"{text}  step {step}/{self._total}  epoch {row['epoch']:.2f}  {left} left")
+
+    def evaluation(self, stage: str, row: Mapping[str, Any]) -> None:
+        """Record an evaluation: ``eval_loss`` if there are evaluation data, ``replies`` as (question, expected,
+        answered).
+        """
+        if not self.main:
+            return
+        self.metrics.add({"stage": stage, **row})
+        if "eval_loss" in row:
+            self.accelerator.log({f"{stage}/eval_loss": row["eval_loss"]}, step=row["step"])
+            self.say(f"{stage}  step {row['step']}  evaluation loss {row['eval_loss']:.4f}")
+        for question, expected, answered in row.get("replies", []):
+            self.say(f"  {question!r}\n    expected {expected!r}\n    answered {answered!r}")
+
+    def say(self, text: Any) -> None:
+        """A line (or table) for people, in the main process only."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def duration(seconds: float) -> str:
+    """``1 h 02 min``, ``3 min 20 s`` or ``12 s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def plot_losses(rows: list[dict[str, Any]], file: Path) -> None:
+    """Draw training and evaluation loss over the steps of all stages. Does nothing but log without matplotlib."""
+    if find_spec("matplotlib") is None:
+        log.info("no %s: matplotlib is not installed (pip install 'mmllm[train]')", file.name)
+        return
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    offset, steps, losses, evaluated = 0, [], [], []
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    for stage in stages:
+        own = [row for row in rows if row["stage"] == stage]
+        steps += [offset + row["step"] for row in own if "loss" in row]
+        losses += [row["loss"] for row in own if "loss" in row]
+        evaluated += [(offset + row["step"], row["eval_loss"]) for row in own if "eval_loss" in row]
+        axes.axvline(offset, color="0.7", linewidth=0.8)
+        axes.text(offset, 1.01, f" {stage}", transform=axes.get_xaxis_transform(), fontsize=9)
+        offset += max(row["step"] for row in own)
+    axes.plot(steps, losses, linewidth=0.6, alpha=0.35, color="C0")
+    axes.plot(steps, smooth(losses), color="C0", label="training (smoothed)")
+    if evaluated:
+        axes.plot(*zip(*evaluated, strict=True), "o-", color="C1", markersize=3, label="evaluation")
+    axes.set(xlabel="optimizer step", ylabel="loss per supervised token (nats)")
+    axes.legend()
+    figure.savefig(file, dpi=120)
+
+
+def smooth(values: list[float], weight: float = 0.95) -> list[float]:
+    """Exponential moving average, corrected for its start as in Adam (arXiv 1412.6980, section 3)."""
+    result, mean, mass = [], 0.0, 0.0
+    for value in values:
+        mean, mass = weight * mean + (1 - weight) * value, weight * mass + 1 - weight
+        result.append(mean / mass)
+    return result
+
+
+def write_summary(folder: Path, rows: list[dict[str, Any]], accelerator: Accelerator, config: RunConfig) -> float:
+    """Write ``run.md`` and ``loss.png`` from the rows of ``metrics.jsonl``; the seconds that all steps took."""
+    plot_losses(rows, folder / "loss.png")
+    lines, total = ["# Training run", ""], 0.0
+    for name in dict.fromkeys(row["stage"] for row in rows):
+        own = [row for row in rows if row["stage"] == name]
+        seconds = sum(row.get("seconds", 0.0) for row in own)
+        lines += _stage_summary(name, own, seconds)
+        total += seconds
+    packages = ", ".join(f"{name} {version(name)}" for name in ("mmllm", "torch", "transformers", "peft", "accelerate"))
+    lines += [
+        "## Environment",
+        "",
+        f"{packages}; Python {platform.python_version()} on {platform.platform()}; "
+        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {config.precision}, seed {config.seed}. Steps took {duration(total)} in all.",
+        "",
+        "`loss.png` shows the losses, `metrics.jsonl` holds every step, `config.yaml` the resolved configuration.",
+    ]
+    (folder / "run.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return total
+
+
+def _stage_summary(name: str, rows: list[dict[str, Any]], seconds: float) -> list[str]:
+    steps = [row for row in rows if "loss" in row]
+    evaluations = [row for row in rows if "eval_loss" in row]
+    skipped: Counter[str] = sum((Counter(row["skipped"]) for row in steps), Counter())
+    lines = [f"## Stage `{name}`", ""]
+    for row in rows:
+        if "parts" in row:
+            lines += [*_markdown(row["parts"]), "", "Data:", "", *(f"- {line}" for line in row["data"]), ""]
+    if steps:
+        lines.append(
+            f"{len(steps)} steps, {steps[-1]['epoch']:.2f} epochs, {sum(row['samples'] for row in steps):,} samples, "
+            f"{duration(seconds)}. Loss {steps[0]['loss']:.4f} at the first step, {steps[-1]['loss']:.4f} at the last."
+        )
+    lines += [f"Skipped samples: {', '.join(f'{n} x {reason}' for reason, n in skipped.items()) or 'none'}.", ""]
+    if evaluations:
+        lines += _markdown(
+            [["step", "evaluation loss"], *([str(r["step"]), f"{r['eval_loss']:.4f}"] for r in evaluations)]
+        )
+        lines.append("")
+    answered = [row["replies"] for row in rows if "replies" in row]
+    for question, expected, answer in answered[-1] if answered else []:
+        lines += [f"> **{question}**  ", f"> expected: {expected}  ", f"> answered: {answer}", ""]
+    return lines
+
+
+def table(rows: list[list[str]]) -> Table:
+    """Rows, the first of them the heading, for the console."""
+    shown = Table(*rows[0])
+    for row in rows[1:]:
+        shown.add_row(*row)
+    return shown
+
+
+def _markdown(rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]

@@ -1,0 +1,135 @@
+"""A whole training run: its folder, its stages in order, and what it resumes from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mmllm.config.base import BuildContext, suggest
+from mmllm.config.load import dump
+from mmllm.config.run import RunConfig, StageConfig
+from mmllm.errors import TrainingError
+from mmllm.model import MultimodalLM
+from mmllm.processing.processor import Processor
+from mmllm.training import checkpoint, resuming
+from mmllm.training.report import Reporter, check_trackers, duration, write_summary
+from mmllm.training.stage_run import Run, StageRun
+from mmllm.training.stages import check_stages, set_dtypes
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def train(
+    config: RunConfig,
+    context: BuildContext | None = None,
+    *,
+    resume: bool = False,
+    stages: Sequence[str] | None = None,
+    start_from: Path | None = None,
+) -> Path:
+    """Train the stages of ``config`` (all, or those named) in order and return the folder of the final model.
+
+    ``resume`` goes on from the newest checkpoint in ``config.output``, bit for bit on the CPU; without any it starts
+    anew. ``start_from`` is a checkpoint, final model or run folder whose parts are loaded first. A SIGTERM or SIGINT
+    finishes the step, saves, and raises ``SystemExit`` with code 143 or 130. Raises ``ConfigError``, ``DataError``,
+    ``TrainingError`` and ``CheckpointError``.
+    """
+    chosen = select_stages(config, stages)
+    run = open_run(config, context, chosen, resume=resume, start_from=start_from)
+    for stage in chosen:
+        train_stage(run, stage)
+    return finish(run)
+
+
+def select_stages(config: RunConfig, names: Sequence[str] | None = None) -> list[StageConfig]:
+    """The named stages in the configuration's order, or all. Raises ``TrainingError`` for unknown names."""
+    known = [stage.name for stage in config.stages]
+    for name in names or ():
+        if name not in known:
+            raise TrainingError(f"no stage {name!r}; the stages are {', '.join(known)}{suggest(name, known)}")
+    chosen = [stage for stage in config.stages if names is None or stage.name in names]
+    if not chosen:
+        raise TrainingError("no stage to train; the configuration needs at least one under `stages`")
+    return chosen
+
+
+def open_run(
+    config: RunConfig,
+    context: BuildContext | None,
+    chosen: Sequence[StageConfig],
+    *,
+    resume: bool = False,
+    start_from: Path | None = None,
+) -> Run:
+    """Build model and processor, load what the run goes on from, make the run folder. Arguments as for ``train``."""
+    context = context or BuildContext()
+    folder = Path(config.output)
+    newest = resuming.newest(folder, config, context) if resume else None
+    if not resume:
+        resuming.refuse_overwriting(folder, chosen)
+    accelerator = _accelerator(config, folder)
+    # Random weights (projectors, adapters) are the same on every process and in every run with this seed.
+    torch.manual_seed(config.seed)
+    processor = Processor.from_config(config.model, context)
+    model = MultimodalLM.from_config(config.model, context)
+    set_dtypes(model, check_stages(config, model.parts()), config.precision)
+    run = Run(config, context, accelerator, model, processor, folder, Reporter(accelerator, folder))
+    source = newest or start_from
+    if source is not None:
+        source = source / "final" if (source / "final").is_dir() else source
+        run.trained = checkpoint.load_parts(model, source)
+        run.reporter.say(f"weights from {source}")
+    if newest is not None:
+        checkpoint.check_references(newest)
+        run.position = checkpoint.read_position(newest)
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump(checkpoint.absolute(config, context)), encoding="utf-8")
+        run.reporter.metrics.rewind(resuming.rows_to_keep(config, chosen, run.position))
+    accelerator.init_trackers("mmllm")
+    accelerator.wait_for_everyone()
+    return run
+
+
+def train_stage(run: Run, stage: StageConfig) -> None:
+    """Train one stage from the run's present weights and leave a checkpoint at its end. A stage already done is passed
+    over.
+    """
+    if resuming.is_done(run.config, run.position, stage):
+        run.reporter.say(f"stage {stage.name}: done already")
+        return
+    StageRun(run, stage).run()
+
+
+def finish(run: Run) -> Path:
+    """Write the final model, ``loss.png`` and ``run.md``, close the trackers; returns the final model's folder."""
+    final = run.folder / "final"
+    if run.accelerator.is_main_process:
+        checkpoint.save(final, run.model, run.processor, run.config, run.context, run.trained)
+        seconds = write_summary(run.folder, run.reporter.metrics.rows(), run.accelerator, run.config)
+        run.reporter.say(f"trained in {duration(seconds)}; the model is in {final}, see {run.folder / 'run.md'}")
+    run.accelerator.wait_for_everyone()
+    run.accelerator.end_training()
+    return final
+
+
+def _accelerator(config: RunConfig, folder: Path) -> Accelerator:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import ProjectConfiguration
+
+    check_trackers(config.trackers)
+    # The precision is global in accelerate; an earlier run of this Python process must not decide it for this one.
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(
+        mixed_precision="no" if config.precision == "fp32" else config.precision,
+        log_with=list(config.trackers) or None,
+        project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")),
+    )
+    if config.precision == "fp16" and accelerator.device.type == "cpu":
+        raise TrainingError("precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
+    return accelerator

@@ -1,0 +1,217 @@
+"""What a stage trains: patterns to parts, freezing, and the proofs that both came true."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import chain
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from mmllm.config.base import suggest
+from mmllm.config.run import RunConfig, StageConfig
+from mmllm.data.mixture import StageData
+from mmllm.errors import ConfigError, DataError, TrainingError
+from mmllm.model import MultimodalLM
+
+# Optimizer steps after which a declared part that has seen its modality must have had a gradient other than zero. One
+# step is too few: LoRA's A matrix has a zero gradient until B has left zero.
+GRADIENT_DEADLINE = 10
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TrainedPart:
+    """One part that a stage trains: its parameters by qualified name, and its peak learning rate."""
+
+    name: str
+    parameters: dict[str, nn.Parameter]
+    lr: float
+
+
+def resolve(stage: StageConfig, parts: Mapping[str, dict[str, nn.Parameter]]) -> list[TrainedPart]:
+    """The parts that ``stage.train`` names, in model order, with their rates.
+
+    Patterns are shell-style over part names (``inputs.*.projector``); ``backbone`` alone means the backbone's own
+    weights. Raises ``ConfigError`` for every pattern of ``train`` or ``part_lr`` that matches nothing.
+    """
+    trained = [name for name in parts if any(fnmatchcase(name, pattern) for pattern in stage.train)]
+    where = f"stages.{stage.name}"
+    problems = [
+        (f"{where}.train", f"{pattern!r} matches no part; the parts are {', '.join(parts)}{suggest(pattern, parts)}")
+        for pattern in stage.train
+        if not any(fnmatchcase(name, pattern) for name in parts)
+    ] + [
+        (
+            f"{where}.part_lr",
+            f"{pattern!r} matches no trained part; trained are {', '.join(trained)}{suggest(pattern, trained)}",
+        )
+        for pattern in stage.part_lr
+        if not any(fnmatchcase(name, pattern) for name in trained)
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return [TrainedPart(name, parts[name], _rate(stage, name)) for name in trained]
+
+
+def _rate(stage: StageConfig, part: str) -> float:
+    return next((lr for pattern, lr in stage.part_lr.items() if fnmatchcase(part, pattern)), stage.lr)
+
+
+def check_stages(config: RunConfig, parts: Mapping[str, dict[str, nn.Parameter]]) -> set[str]:
+    """Resolve every stage before the first one runs; the parts that any of them trains.
+
+    Raises one ``ConfigError`` with all mistakes.
+    """
+    problems, names = [], set()
+    for stage in config.stages:
+        try:
+            names |= {part.name for part in resolve(stage, parts)}
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return names
+
+
+def set_dtypes(model: MultimodalLM, trained: Iterable[str], precision: Literal["fp32", "bf16", "fp16"]) -> None:
+    """Give every parameter the dtype it keeps for the whole run.
+
+    Parts that any stage trains (``trained``) are float32 masters. The matrices of all others are cast to the half type
+    once: autocast casts a float32 weight that needs no gradient again in every forward pass. Vectors (norms, biases)
+    stay float32, which normalisation layers need.
+    """
+    kept = set(trained)
+    for part, parameters in model.parts().items():
+        for parameter in parameters.values():
+            if not parameter.is_floating_point():
+                continue
+            half = precision != "fp32" and part not in kept and parameter.ndim >= 2
+            parameter.data = parameter.data.to(HALF[precision] if half else torch.float32)
+
+
+def freeze(model: MultimodalLM, trained: Iterable[TrainedPart], *, gradient_checkpointing: bool) -> None:
+    """Let exactly the trained parts require gradients, and set the train/eval mode of every part.
+
+    Frozen encoders run in eval mode: their dropout is off and batch statistics do not move. The backbone is in train
+    mode even when frozen, as in LLaVA's pretraining: gradients pass through it, and checkpointing works in train mode
+    only.
+    """
+    names = {part.name for part in trained}
+    for part, parameters in model.parts().items():
+        for parameter in parameters.values():
+            parameter.requires_grad_(part in names)
+    model.train()
+    for name in model.inputs:
+        model.inputs[name].encoder.train(f"inputs.{name}.encoder" in names)  # type: ignore[union-attr]
+    if gradient_checkpointing:
+        # Non-reentrant: works when the embeddings that enter need no gradient (LoRA alone), and under DDP.
+        model.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+
+
+def part_rows(model: MultimodalLM, trained: Iterable[TrainedPart]) -> list[list[str]]:
+    """A row per part: name, number of parameters, trained or frozen, rate. The first row is the heading."""
+    rates = {part.name: part.lr for part in trained}
+    rows = [["part", "parameters", "", "learning rate"]]
+    for name, parameters in model.parts().items():
+        count = f"{sum(p.numel() for p in parameters.values()):,}"
+        rows.append([name, count, *(("trained", f"{rates[name]:.3g}") if name in rates else ("frozen", ""))])
+    return rows
+
+
+class FrozenSnapshot:
+    """Hashes of everything that a stage must not change: frozen parameters and persistent buffers of frozen modules."""
+
+    def __init__(self, model: MultimodalLM) -> None:
+        self._hashes = {name: _hash(tensor) for name, tensor in _frozen(model).items()}
+
+    def check(self, model: MultimodalLM) -> None:
+        """Raise ``TrainingError`` naming every frozen tensor whose bits have changed."""
+        now = {name: _hash(tensor) for name, tensor in _frozen(model).items()}
+        changed = sorted(name for name in self._hashes.keys() | now.keys() if self._hashes.get(name) != now.get(name))
+        if changed:
+            raise TrainingError(
+                f"frozen tensors changed during the stage: {_some(changed)}; nothing was saved as final"
+            )
+
+
+def _frozen(model: MultimodalLM) -> dict[str, Tensor]:
+    # By address, since a tied weight has two names in the state dict but only one among the parameters.
+    moving = {p.data_ptr() for p in model.parameters() if p.requires_grad}
+    moving |= {b.data_ptr() for m in model.modules() if m.training for b in m.buffers(recurse=False)}
+    return {name: tensor for name, tensor in model.state_dict().items() if tensor.data_ptr() not in moving}
+
+
+def _hash(tensor: Tensor) -> str:
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return hashlib.sha256(data.numpy()).hexdigest()  # type: ignore[arg-type]  # arrays are buffers
+
+
+class GradientWatch:
+    """Asserts in the first steps that every declared part learns.
+
+    A parameter without any gradient (None) is cut off from the loss: an error at once. A part whose gradients are all
+    exactly zero in the first ``GRADIENT_DEADLINE`` steps that hold its modality is an error as well; single parameters
+    that stay at zero are returned for a warning.
+    """
+
+    def __init__(self, parts: Iterable[TrainedPart]) -> None:
+        self._silent = {part.name: dict(part.parameters) for part in parts}
+        self._sizes = {name: len(parameters) for name, parameters in self._silent.items()}
+        self._seen = dict.fromkeys(self._silent, 0)
+
+    def __call__(self, modalities: Iterable[str]) -> list[str]:
+        """Look at the gradients of one step whose batches held ``modalities``. Returns names that stayed at zero."""
+        present = {f"inputs.{name}" for name in modalities}
+        warnings: list[str] = []
+        for part in list(self._silent):
+            parameters = self._silent[part]
+            missing = [name for name, p in parameters.items() if p.grad is None]
+            if missing:
+                raise TrainingError(
+                    f"part {part!r} is declared trainable, but the loss does not depend on {_some(missing)}; "
+                    "remove the part from `train`, or the unused layers from the model"
+                )
+            self._silent[part] = {n: p for n, p in parameters.items() if not bool(p.grad.any())}  # type: ignore[union-attr]
+            self._seen[part] += part.startswith("backbone") or part.rpartition(".")[0] in present
+            if self._silent[part] and self._seen[part] < GRADIENT_DEADLINE:
+                continue
+            silent = list(self._silent.pop(part))
+            if len(silent) == self._sizes[part]:
+                raise TrainingError(
+                    f"part {part!r} is declared trainable, but its gradients were all zero in {GRADIENT_DEADLINE} steps; "
+                    "check that something it produces reaches the loss"
+                )
+            warnings += silent
+        return warnings
+
+
+def check_modalities(stage: StageConfig, trained: Iterable[TrainedPart], data: StageData) -> None:
+    """Raise ``TrainingError`` when the stage trains a part of a modality that its data never holds.
+
+    Reads rows (not media) in training order until every needed modality has been met, usually a few.
+    """
+    owners = {part.name.split(".")[1]: part.name for part in trained if part.name.startswith("inputs.")}
+    missing = set(owners)
+    for index in chain(data.order(0), range(len(data))):
+        if not missing:
+            return
+        try:
+            missing -= {part.type for message in data[int(index)].messages for part in message.parts}
+        except DataError:
+            continue
+    if missing:
+        parts = ", ".join(owners[name] for name in sorted(missing))
+        raise TrainingError(
+            f"stage {stage.name!r} trains {parts}, but its data hold no {' and no '.join(sorted(missing))}; "
+            "add such data, or leave these parts out of `train`"
+        )
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
