@@ -1,0 +1,57 @@
+"""The command line: help, list, errors and exit codes. Commands with a model run in their own areas' tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmllm.cli import build_parser, find_config, main
+
+
+def test_list_shows_every_kind_with_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json"]) == 0
+    listing = json.loads(capsys.readouterr().out)
+    assert {"clip", "whisper"} <= set(listing["components"]["encoder"])
+    assert {"linear", "mlp", "qformer", "cross_attention"} <= set(listing["components"]["input_projector"])
+    assert all(text for kinds in listing["components"].values() for text in kinds.values())
+    assert "llava/llava-1.5-7b" in listing["configs"]
+
+
+def test_shipped_configurations_are_found_by_name() -> None:
+    assert find_config("llava-1.5-7b").is_file()
+    assert find_config("my.yaml") == Path("my.yaml")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["plan", "nowhere.yaml"], 2, "cannot read the file"),
+        (["generate", "--model", "nowhere", "--prompt", "x"], 1, "no model there"),
+        (["eval", "--model", "nowhere", "--data", "x"], 1, "no model there"),
+        (["data", "validate", "nowhere.jsonl"], 1, "nowhere.jsonl"),
+    ],
+)
+def test_faults_are_sentences_not_tracebacks(
+    arguments: list[str], code: int, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == code
+    captured = capsys.readouterr()
+    assert text in captured.out + captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("list", "plan", "train", "chat", "generate", "eval", "demo", "data"):
+        with pytest.raises(SystemExit) as exit:
+            build_parser().parse_args([command, "--help"])
+        assert exit.value.code == 0
+        assert command in capsys.readouterr().out
+
+
+def test_no_command_prints_help_and_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "usage" in capsys.readouterr().out
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("mmllm ")
