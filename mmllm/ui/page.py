@@ -8,7 +8,6 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,11 @@ import gradio as gr
 from mmllm.chat.feedback import FeedbackLog
 from mmllm.chat.session import PLURALS, SUFFIXES, ChatSession, Sampling, file_types, known_modalities, text_of
 from mmllm.chat.shelf import EMBEDDED, ModelShelf, find_models
+from mmllm.chat.store import SessionStore
 from mmllm.errors import MmllmError
+from mmllm.ui.assets import EXAMPLES, asset, example_files, script
 from mmllm.ui.guard import LocalOnly
+from mmllm.ui.markup import from_markdown, to_markdown
 
 BUG = "Something went wrong inside the assistant; details are in the console."
 ABOUT = (
@@ -28,12 +30,6 @@ ABOUT = (
 MAX_FILE_SIZE = "50mb"
 MAX_QUEUE = 32
 UPDATE_SECONDS = 0.04  # while an answer streams the page is redrawn at most this often
-EXAMPLES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("What is in the picture?", ("shapes.png",)),
-    ("Which picture has more stars?", ("shapes.png", "stars.png")),
-    ("What do you hear?", ("bell_then_siren.wav",)),
-    ("What can you do?", ()),
-)
 Update = dict[Any, Any]
 _log = logging.getLogger(__name__)
 
@@ -64,7 +60,7 @@ def serve(
         ssr_mode=False,
         enable_monitoring=False,
         theme=_theme(),
-        css_paths=[str(_asset("demo.css"))],
+        css_paths=[str(asset("demo.css"))],
         footer_links=["api"],
         app_kwargs={"middleware": [(LocalOnly, (), {})]},
     )
@@ -72,11 +68,11 @@ def serve(
 
 
 def build_demo(shelf: ModelShelf, names: list[str], log: FeedbackLog) -> gr.Blocks:
-    """The page as gradio Blocks. ``names``: the models to choose from; ``shelf`` loads them; ``log`` takes the thumbs."""
+    """The page as gradio Blocks. ``names``: the models to choose from; ``shelf`` loads them; ``log`` takes thumbs."""
     page = _Page(shelf, names, log)
     with gr.Blocks(title="mmllm chat", analytics_enabled=False, fill_height=True) as demo:
         page.lay_out()
-        page.connect()
+        page.connect(demo)
     return demo
 
 
@@ -90,6 +86,7 @@ class _Page:
         self.shelf = shelf
         self.names = list(names)
         self.log = log
+        self.sessions = SessionStore()
 
     # ---- layout
 
@@ -97,22 +94,22 @@ class _Page:
         first = self.names[0]
         self.session = gr.State(None)
         with gr.Row(elem_id="title"):
-            gr.Markdown(f"# mmllm\n\n{ABOUT}", elem_id="about")
-            self.new = gr.Button("New chat", elem_id="new-chat", size="sm", variant="secondary", scale=0)
+            gr.Markdown("# mmllm")
+            self.save = gr.Button("Save", size="sm", scale=0)
+            self.new = gr.Button("New chat", size="sm", scale=0)
+        gr.Markdown(ABOUT, elem_id="about")
         self.chat = gr.Chatbot(
             label="Conversation",
             show_label=False,
             elem_id="chat",
-            height="100%",
-            min_height=320,
-            scale=1,
+            height="max(340px, calc(100dvh - 330px))",
             layout="bubble",
             editable="user",
             buttons=["copy", "copy_all"],
             sanitize_html=True,
             allow_tags=False,
-            examples=[_example(text, names) for text, names in EXAMPLES],
-            placeholder="### What would you like to know?\nTry one of these, or add a picture or a sound below.",
+            examples=[{"text": text, "files": example_files(text)} for text, _ in EXAMPLES],
+            placeholder="### What would you like to know?\nTry one of these, or add a picture or a sound.",
             latex_delimiters=[
                 {"left": "$$", "right": "$$", "display": True},
                 {"left": "\\[", "right": "\\]", "display": True},
@@ -124,12 +121,11 @@ class _Page:
             label="Message",
             show_label=False,
             elem_id="box",
-            placeholder="Ask something. Add, paste or drop pictures and sounds, or record one.",
+            placeholder="Ask about a picture or a sound",
             sources=["upload", "microphone"],
             file_types=file_types(tuple(SUFFIXES)),
             file_count="multiple",
             max_plain_text_length=100_000,
-            autofocus=True,
         )
         with gr.Row(visible=False, elem_id="comment-row") as self.comment_row:
             self.comment = gr.Textbox(
@@ -137,32 +133,25 @@ class _Page:
             )
             self.comment_send = gr.Button("Add comment", size="sm", scale=0)
         with gr.Row(elem_id="settings"):
-            with gr.Accordion("Model", open=False):
+            with gr.Column(min_width=300), gr.Accordion("Model", open=False):
                 self.model = gr.Radio(_choices(self.names), value=first, label="Model")
                 with gr.Row():
                     self.folder = gr.Textbox(label="Open a model folder", placeholder="runs/my-model", scale=1)
                     self.open = gr.Button("Open", size="sm", scale=0)
-            with gr.Accordion("Parameters", open=False):
-                self.system = gr.Textbox(label="System prompt", placeholder="None", lines=2, max_lines=6)
-                self.temperature = gr.Slider(
-                    0, 2, 0, step=0.05, label="Temperature", info="0 always takes the likeliest word"
-                )
-                self.top_p = gr.Slider(
-                    0.05, 1, 1, step=0.05, label="Top-p", info="Keep the likeliest words up to this sum"
-                )
+            with gr.Column(min_width=300), gr.Accordion("Parameters", open=False):
+                self.system = gr.Textbox("", label="System prompt", placeholder="None", lines=2, max_lines=6)
+                self.temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: the likeliest word")
+                self.top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1: all words may be drawn")
                 self.max_tokens = gr.Slider(1, 1024, 256, step=1, label="Most tokens in an answer")
-                self.seed = gr.Number(None, precision=0, minimum=0, label="Seed", info="Same seed, same answer")
-                self.save = gr.Button("Save this conversation as JSON", size="sm")
+                self.seed = gr.Number(-1, precision=0, minimum=-1, label="Seed", info="-1: a new one each time")
+        with gr.Column(elem_id="small-print"):
+            self.status = gr.Markdown(f"Loading {_short(first)} …")
+            gr.Markdown(f"A thumb up or down saves the words of that exchange (no media) to `{self.log.path}`.")
         self.saved = gr.Textbox(visible=False)
-        with gr.Row():
-            self.status = gr.Markdown(f"Loading {_short(first)} …", elem_id="status")
-        gr.Markdown(
-            f"👍 and 👎 save the words of that exchange (no media) to `{self.log.path}` on this computer.",
-            elem_id="privacy",
-        )
+        self.key = gr.Textbox(visible=False)
         self.timer = gr.Timer(0.5)
 
-    def connect(self) -> None:
+    def connect(self, demo: gr.Blocks) -> None:
         device = {"concurrency_limit": 1, "concurrency_id": "device"}  # one answer at a time, whoever asks
         quick = {"queue": False, "show_progress": "hidden"}
         hidden = {**quick, "api_visibility": "private"}
@@ -172,10 +161,8 @@ class _Page:
         def answers(event: gr.events.Dependency, **names: Any) -> None:
             event.success(self.reply, asking, page, show_progress="minimal", **device, **names)
 
-        answers(
-            self.box.submit(self.send, [self.session, self.box], page, api_name="send", **quick),
-            api_name="reply",
-        )
+        sent = self.box.submit(self.send, [self.session, self.box], page, api_name="send", **quick)
+        answers(sent, api_name="reply")
         private = {"api_visibility": "private"}
         answers(self.chat.example_select(self.send_example, self.session, page, **hidden), **private)
         answers(self.chat.retry(self.retry, self.session, page, **hidden), **private)
@@ -189,21 +176,31 @@ class _Page:
         for event in (self.comment_send.click, self.comment.submit):
             event(self.add_comment, comments, [self.comment_row, self.comment], **hidden)
         self.save.click(self.export, [self.session, self.system], self.saved, **hidden).then(
-            None, self.saved, None, js=_DOWNLOAD, **hidden
+            None, self.saved, None, js=script("download"), **hidden
         )
         for event in (self.open.click, self.folder.submit):
-            event(self.open_folder, self.folder, [self.model, self.folder, self.alert, self.timer], **hidden)
+            event(self.open_folder, self.folder, [self.model, self.folder, self.alert], **hidden)
         self.model.change(self.pick, self.model, [self.status, self.timer], **hidden)
+        demo.load(self.restore, self.key, page, js=script("on_load"), **hidden)
         self.timer.tick(self.poll, self.model, [self.status, self.timer, self.box], **hidden)
 
     # ---- the conversation
+
+    def restore(self, key: str) -> Update:
+        """The conversation this tab had before it was loaded again; a question without answer goes back to the box."""
+        session = self.sessions.open(key)
+        box = _idle()
+        if session.waiting:
+            text, paths = session.undo()
+            box = _idle(value={"text": text, "files": paths})
+        return {self.session: session, self.box: box, **self._shown(session)}
 
     def send(self, session: ChatSession | None, message: dict[str, Any]) -> Update:
         return self._ask(session, message["text"], message["files"])
 
     def send_example(self, session: ChatSession | None, data: gr.SelectData) -> Update:
-        names = next(names for text, names in EXAMPLES if text == data.value["text"])
-        return self._ask(session, data.value["text"], [str(_asset("examples", name)) for name in names])
+        text = data.value["text"]
+        return self._ask(session, text, example_files(text))
 
     def _ask(self, session: ChatSession | None, text: str, paths: list[str]) -> Update:
         session = session or ChatSession()
@@ -217,18 +214,18 @@ class _Page:
         self,
         session: ChatSession | None,
         model: str,
-        system: str,
+        system: str | None,
         temperature: float,
         top_p: float,
         max_tokens: int,
-        seed: int | None,
+        seed: int,
     ) -> Iterator[Update]:
         if session is None or not session.waiting:
             yield {self.box: gr.skip()}
             return
-        session.system_prompt = system
+        session.system_prompt = system or ""
         try:
-            sampling = Sampling(int(max_tokens), temperature, top_p, None if seed is None else int(seed))
+            sampling = Sampling(max_tokens, temperature, top_p, None if seed < 0 else seed)
             yield {
                 self.box: _busy(),
                 **self._shown(session, "Loading the assistant…" if not self.shelf.ready(model) else "…"),
@@ -269,7 +266,7 @@ class _Page:
 
     def edit(self, session: ChatSession, data: gr.EditData) -> Update:
         try:
-            session.edit(_index(data.index), str(data.value))
+            session.edit(_index(data.index), from_markdown(str(data.value)))
         except MmllmError as error:
             return {**self._shown(session), self.alert: _alert(str(error))}
         return {self.box: _busy(), **self._shown(session)}
@@ -297,20 +294,17 @@ class _Page:
         if session is None or not 0 < index < len(session.messages):
             return {self.comment: gr.skip()}
         session.rated = (index, "up" if data.liked else "down")
-        self._record(session, comment="")
+        self.log.add(session.feedback())
         return {self.comment_row: gr.update(visible=True), self.comment: ""}
 
     def add_comment(self, session: ChatSession | None, comment: str) -> Update:
         if session is not None and session.rated is not None and comment.strip():
-            self._record(session, comment.strip())
+            self.log.add(session.feedback(comment.strip()))
         return {self.comment_row: gr.update(visible=False), self.comment: ""}
 
-    def _record(self, session: ChatSession, comment: str) -> None:
-        self.log.add(session.feedback(comment))
-
-    def export(self, session: ChatSession | None, system: str) -> str:
+    def export(self, session: ChatSession | None, system: str | None) -> str:
         session = session or ChatSession()
-        session.system_prompt = system
+        session.system_prompt = system or ""
         return session.export()
 
     # ---- the model
@@ -320,12 +314,8 @@ class _Page:
             found = [str(path.resolve()) for path in find_models(Path(folder.strip() or "."))]
         except (MmllmError, OSError) as error:
             return {self.alert: _alert(str(error))}
-        self.names += [name for name in found if name not in self.names]
-        return {
-            self.model: gr.update(choices=_choices(self.names), value=found[0]),
-            self.folder: "",
-            self.alert: _alert(""),
-        }
+        choices = _choices([*dict.fromkeys([*self.names, *found])])
+        return {self.model: gr.update(choices=choices, value=found[0]), self.folder: "", self.alert: _alert("")}
 
     def pick(self, model: str) -> Update:
         self.shelf.warm(model)
@@ -342,7 +332,7 @@ class _Page:
         kinds = known_modalities(self.shelf.get(model))
         takes = ", ".join(["text", *(PLURALS[kind] for kind in kinds)])
         return {
-            self.status: f"{_short(model)} is ready. It takes {takes} and answers in text.",
+            self.status: f"Model: {_short(model)}. It takes {takes}, and answers in text.",
             self.timer: gr.Timer(active=False),
             self.box: gr.update(file_types=file_types(kinds)),
         }
@@ -353,7 +343,9 @@ def _index(index: int | list[int] | tuple[int, int]) -> int:
 
 
 def _content(message: dict[str, Any]) -> list[Any]:
-    shown = [part["text"] if part["type"] == "text" else {"path": part["path"]} for part in message["content"]]
+    shown = [
+        to_markdown(part["text"]) if part["type"] == "text" else {"path": part["path"]} for part in message["content"]
+    ]
     return shown if message["role"] == "user" or text_of(message) else ["*Stopped before the first word.*"]
 
 
@@ -378,28 +370,29 @@ def _short(name: str) -> str:
     return name if name == EMBEDDED else "/".join(Path(name).parts[-2:])
 
 
-def _asset(*names: str) -> Path:
-    return Path(str(files("mmllm") / "assets")).joinpath(*names)
-
-
-def _example(text: str, names: tuple[str, ...]) -> dict[str, Any]:
-    return {"text": text, "files": [str(_asset("examples", name)) for name in names]}
-
-
 def _theme() -> gr.themes.Base:
     """Quiet greys, one teal accent, and the fonts the computer already has."""
     sans = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
     mono = ["ui-monospace", "Cascadia Code", "Menlo", "Consolas", "monospace"]
-    return gr.themes.Soft(
-        primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=sans, font_mono=mono, radius_size="lg"
-    ).set(body_background_fill="white", block_shadow="none", block_border_width="1px")
-
-
-# Saves the text of the hidden box as a file, in the browser.
-_DOWNLOAD = """(text) => {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([text], {type: "application/json"}));
-  link.download = "conversation.json";
-  link.click();
-  URL.revokeObjectURL(link.href);
-}"""
+    theme = gr.themes.Soft(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=sans, font_mono=mono)
+    return theme.set(
+        body_background_fill="white",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_shadow="none",
+        block_border_width="1px",
+        block_title_background_fill="none",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        block_title_text_weight="500",
+        block_title_padding="0",
+        color_accent="*primary_700",
+        slider_color="*primary_600",
+        checkbox_label_background_fill_selected="*primary_50",
+        checkbox_label_text_color_selected="*primary_800",
+        button_secondary_shadow="none",
+        button_secondary_border_color="*neutral_200",
+        input_shadow="none",
+        input_border_width="1px",
+        input_border_color="*neutral_200",
+    )
