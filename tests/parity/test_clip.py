@@ -198,7 +198,7 @@ def test_transformers_siglip(tmp_path: Path, saved: str) -> None:
 
 
 def test_transformers_preprocessing(tmp_path: Path) -> None:
-    """Against ``CLIPImageProcessor``. Measured 0.0196, one grey level: it resizes tensors, ours Pillow; allowed 0.025."""
+    """Against ``CLIPImageProcessor``. Measured 0.0196, one grey level (it resizes tensors); allowed 0.025."""
     import transformers
 
     config = transformers.CLIPVisionConfig(

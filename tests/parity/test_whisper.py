@@ -1,4 +1,4 @@
-"""The whisper encoder equals transformers' and openai-whisper's, from checkpoints of both formats (tiny random weights).
+"""The whisper encoder equals transformers' and openai-whisper's, from checkpoints of both formats.
 
 Float32, CPU. Each tolerance stands beside the largest difference seen when it was set.
 """
