@@ -143,7 +143,7 @@ def _report_nonfinite(accelerator: Accelerator, data: StepData, losses: list[flo
     bad = [b for (b, weight), loss in zip(data.micro, losses, strict=True) if weight and not math.isfinite(loss)]
     own = [id for batch in bad for id in batch.sample_ids]
     ids = gather_object(own) or gather_object(data.ids)
-    text = f"step {data.step}: loss or gradient (norm {norm:.3g}) is not finite; nothing was learned. Samples: {', '.join(ids)}"
+    text = f"step {data.step}: loss or gradient norm ({norm:.3g}) is not finite, nothing was learned; {', '.join(ids)}"
     log.warning(text)
     if times >= NONFINITE_LIMIT:
         raise TrainingError(f"{text}. This is step {times} in a row; lower the rate, or look at these samples")

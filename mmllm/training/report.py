@@ -190,7 +190,8 @@ def write_summary(folder: Path, rows: list[dict[str, Any]], accelerator: Acceler
         "## Environment",
         "",
         f"{packages}; Python {platform.python_version()} on {platform.platform()}; "
-        f"{accelerator.num_processes} process(es) on {accelerator.device.type}, {config.precision}, seed {config.seed}. Steps took {duration(total)} in all.",
+        f"{accelerator.num_processes} process(es), {accelerator.device.type}, {config.precision}, seed {config.seed}. "
+        f"Steps took {duration(total)} in all.",
         "",
         "`loss.png` shows the losses, `metrics.jsonl` holds every step, `config.yaml` the resolved configuration.",
     ]

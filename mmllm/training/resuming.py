@@ -22,7 +22,7 @@ HARMLESS_STAGE = {
 }  # fmt: skip
 
 
-def newest(folder: Path, config: RunConfig, context: BuildContext) -> Path | None:
+def newest(folder: Path, config: RunConfig, context: BuildContext, chosen: Sequence[StageConfig]) -> Path | None:
     """The newest checkpoint of a run folder, verified; None without any.
 
     Raises ``CheckpointError`` when it is damaged, or naming the keys by which ``config`` differs from its
@@ -32,6 +32,10 @@ def newest(folder: Path, config: RunConfig, context: BuildContext) -> Path | Non
     if found is None:
         return None
     position = checkpoint.read_position(found)
+    if not position.stage_done and position.stage not in [stage.name for stage in chosen]:
+        raise TrainingError(
+            f"{found}: stage {position.stage!r} is not finished; resume it before the stages that follow"
+        )
     changed = changed_keys(load_config(found / "config.yaml"), checkpoint.absolute(config, context), position)
     if changed:
         raise CheckpointError(

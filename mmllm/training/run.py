@@ -68,7 +68,7 @@ def open_run(
     """Build model and processor, load what the run goes on from, make the run folder. Arguments as for ``train``."""
     context = context or BuildContext()
     folder = Path(config.output)
-    newest = resuming.newest(folder, config, context) if resume else None
+    newest = resuming.newest(folder, config, context, chosen) if resume else None
     if not resume:
         resuming.refuse_overwriting(folder, chosen)
     accelerator = _accelerator(config, folder)

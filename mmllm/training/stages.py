@@ -183,7 +183,7 @@ class GradientWatch:
             silent = list(self._silent.pop(part))
             if len(silent) == self._sizes[part]:
                 raise TrainingError(
-                    f"part {part!r} is declared trainable, but its gradients were all zero in {GRADIENT_DEADLINE} steps; "
+                    f"part {part!r} is declared trainable, but had only zero gradients in {GRADIENT_DEADLINE} steps; "
                     "check that something it produces reaches the loss"
                 )
             warnings += silent
