@@ -18,7 +18,7 @@ class QFormerConfig(ProjectorConfig):
 
     However many features there are, ``num_queries`` outputs come out. The defaults are BLIP-2's numbers.
 
-    - ``norm`` puts a LayerNorm on the features first (BLIP-2's ``ln_vision``), for encoders read before their last norm.
+    - ``norm`` puts a LayerNorm on the features first (BLIP-2's ``ln_vision``), for encoders read before it.
     - ``pretrained``: a folder or hub id of a transformers BLIP-2 checkpoint. Its Q-Former, queries and, with ``norm``,
       its vision tower's last LayerNorm are taken; the encoder's width and all numbers here must be the checkpoint's.
       Its linear layer is taken too when the backbone has the width it was made for; otherwise that starts at random.

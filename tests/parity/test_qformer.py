@@ -63,7 +63,7 @@ def test_picture_to_language_embeddings(blip2: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         hidden = blip2.vision_model.embeddings(pixels)
         for layer in blip2.vision_model.encoder.layers:
-            hidden = layer(hidden, None)
+            hidden = layer(hidden)
         found, mask = build(tmp_path, norm=True)(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool))
         expected = reference(blip2, blip2.vision_model(pixels).last_hidden_state)
     assert found.shape == (2, 5, 20)
