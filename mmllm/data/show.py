@@ -43,7 +43,7 @@ def run_show(
 
     from mmllm.processing.processor import Processor
 
-    console = console or Console(highlight=False)
+    console = console or Console(highlight=False, soft_wrap=True)
     chosen = _stage(config, stage)
     data = StageData(chosen.data, config.seed, context)
     processor = Processor.from_config(config.model, context)
@@ -58,13 +58,14 @@ def run_show(
             sample = data[index]
             encoded = processor.encode_sample(sample, chosen.max_length)
         except (DataError, MediaError) as error:
-            console.print(f"\n{data.where(index)}: {error}", style=FAULT, markup=False)
+            console.print(f"\n{data.where(index)}: {error}", style=FAULT, markup=False, highlight=False)
             continue
         shown.append(encoded)
         tags = " ".join(f"{key}={value!r:.60}" for key, value in sample.tags.items())
-        console.print(f"\n{sample.id} ({data.where(index)}) {tags}", style="bold", markup=False)
-        console.print(_styled(console, _segments(processor, sample, encoded)), soft_wrap=True)
-        console.print(f"{_counts(len(encoded.ids), encoded.num_supervised)}", style="dim")
+        title = f"{_printable(sample.id)} ({data.where(index)}) {tags}"
+        console.print(f"\n{title}", style="bold", markup=False, highlight=False)
+        console.print(_styled(console, _segments(processor, sample, encoded)))
+        console.print(_counts(len(encoded.ids), encoded.num_supervised), style="dim", highlight=False)
     if not shown:
         return 1
     batch = processor.collate(shown)

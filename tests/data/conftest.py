@@ -1,4 +1,4 @@
-"""Small data files, and a processor stand-in that fails on demand."""
+"""Small data files and media."""
 
 from __future__ import annotations
 
@@ -11,11 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-
-
-def row(id: str, question: str = "How many?", answer: str = "three", **extra: Any) -> dict[str, Any]:
-    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    return {"id": id, "messages": turns, **extra}
 
 
 @pytest.fixture

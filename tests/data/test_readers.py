@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import row
+from data_rows import row
 from pydantic import ValidationError
 
 from mmllm.config.base import BuildContext
@@ -112,7 +112,16 @@ def test_another_layout_is_recognised(write: Write) -> None:
 
 @pytest.mark.parametrize(
     "source",
-    ["../secret.png", "/etc/passwd", "link.png", "a/../../secret.png", "file:///etc/passwd", "C:\\x.png", "%2e%2e/s", "x\0y"],
+    [
+        "../secret.png",
+        "/etc/passwd",
+        "link.png",
+        "a/../../secret.png",
+        "file:///etc/passwd",
+        "C:\\x.png",
+        "%2e%2e/s",
+        "x\0y",
+    ],
 )
 def test_media_stay_in_the_folder_of_the_data(write: Write, tmp_path: Path, source: str) -> None:
     (tmp_path / "secret.png").write_bytes(b"x")
