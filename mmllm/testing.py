@@ -1,0 +1,289 @@
+"""``check_component``: the whole contract of a component, run on its ``tiny()`` version.
+
+For authors of components, ours and third parties': call it in a test of your own. It needs no network, no weights and
+no GPU, and takes about a second. Every failure names the clause of the contract that is broken.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mmllm.backbones.base import Backbone
+from mmllm.config.base import BuildContext, ComponentConfig
+from mmllm.config.families import AdapterConfig, BackboneConfig, EncoderConfig, Preprocessor, ProjectorConfig
+
+TINY_LIMIT = 500_000  # parameters
+INPUT_DIM, OUTPUT_DIM = 24, 40  # of the projectors under test
+LENGTHS = (1, 2, 5, 18)  # features per item of the projectors under test
+
+
+class ContractError(AssertionError):
+    """A component breaks a clause of its family's contract."""
+
+
+def check_component(config: ComponentConfig, *, media: Sequence[Any] | None = None) -> None:
+    """Run the contract of ``config``'s family. Raises ``ContractError``: the component, the clause, what was found.
+
+    ``media`` are decoded examples for an encoder of another modality than ``image`` and ``audio``: at least two, of
+    different sizes, the smallest possible among them.
+    """
+    checks: list[tuple[type[ComponentConfig], Callable[[Any], None]]] = [
+        (EncoderConfig, lambda tiny: _check_encoder(tiny, media)),
+        (ProjectorConfig, _check_projector),
+        (BackboneConfig, _check_backbone),
+        (AdapterConfig, _check_adapter),
+    ]
+    check = next((function for family, function in checks if isinstance(config, family)), None)
+    if check is None:
+        raise TypeError(f"found a {type(config).__name__}, expected an encoder, input projector, backbone or adapter")
+    _check_config(config)
+    _check_config(config.tiny())
+    torch.manual_seed(0)
+    check(config.tiny())
+
+
+def _require(holds: bool | Tensor, config: ComponentConfig, clause: str, found: str) -> None:
+    if not bool(holds):
+        raise ContractError(f"{config.family} {config.kind!r} breaks the clause “{clause}”: {found}")
+
+
+def _equal(config: ComponentConfig, clause: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
+    _require(
+        found.shape == expected.shape, config, clause, f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    )
+    off = float((found.float() - expected.float()).abs().max()) if found.numel() else 0.0
+    _require(off <= tolerance, config, clause, f"values differ by {off:.3g}, at most {tolerance:g} allowed")
+
+
+def _check_config(config: ComponentConfig) -> None:
+    cls = type(config)
+    again = cls.model_validate(config.model_dump(mode="json"))
+    _require(again == config, config, "a config survives dump and load", f"{again} from {config}")
+    _require(cls.model_fields["kind"].default == config.kind, config, "kind has its own value as default", "another")
+    tiny = config.tiny()
+    _require(type(tiny) is cls, config, "tiny() is of the same class", f"a {type(tiny).__name__}")
+
+
+def _check_module(config: ComponentConfig, build: Callable[[BuildContext], nn.Module]) -> nn.Module:
+    """Clauses that hold for the module of every family; returns the module in float32, in evaluation mode."""
+    module = build(BuildContext(dtype=torch.float32, weights=False)).eval()
+    count = sum(p.numel() for p in module.parameters())
+    _require(count <= TINY_LIMIT, config, "tiny() is tiny", f"{count} parameters, at most {TINY_LIMIT} allowed")
+    with torch.device("meta"):
+        shell = build(BuildContext(weights=False))
+    real = [name for name, p in shell.named_parameters() if p.device.type != "meta"]
+    _require(not real, config, "a build on the meta device allocates nothing", f"{real[:3]} are not on it")
+    shapes = {name: p.shape for name, p in shell.named_parameters()}
+    same = shapes == {name: p.shape for name, p in module.named_parameters()}
+    _require(same, config, "a build on the meta device has the real shapes", "names or shapes differ")
+    return module
+
+
+def _check_saving(
+    config: ComponentConfig, module: nn.Module, build: Callable[[BuildContext], nn.Module], run: Callable[[Any], Tensor]
+) -> None:
+    """State saved to safetensors and read into a fresh module gives the same outputs."""
+    from safetensors.torch import load_model, save_model
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "state.safetensors")
+        save_model(module, path)
+        torch.manual_seed(1)
+        fresh = build(BuildContext(dtype=torch.float32, weights=False)).eval()
+        load_model(fresh, path)
+    with torch.no_grad():
+        _equal(config, "state saved and loaded gives equal outputs", run(fresh), run(module), 0.0)
+
+
+def _check_prefix(config: ComponentConfig, mask: Tensor, counts: Sequence[int], clause: str) -> None:
+    """A bool mask whose true entries come first and number ``counts``."""
+    _require(mask.dtype == torch.bool, config, "the mask is bool", str(mask.dtype))
+    expected = torch.arange(mask.shape[1])[None] < torch.tensor(list(counts))[:, None]
+    _require(torch.equal(mask, expected), config, clause, f"{mask.sum(1).tolist()} real ones, expected {list(counts)}")
+
+
+# Encoders -------------------------------------------------------------------------------------------------------------
+def _examples(config: ComponentConfig, preprocess: Preprocessor) -> list[Any]:
+    rng = np.random.default_rng(0)
+    if preprocess.media == "image":
+        sizes = ((1, 1), (20, 30), (64, 8), (3, 90))
+        return [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in sizes]
+    if preprocess.media == "audio":
+        rate = preprocess.decode_options["sample_rate"]
+        return [rng.normal(0, 0.1, size).astype(np.float32) for size in (1, rate // 7, rate, 3 * rate // 2 + 1)]
+    found = f"media {preprocess.media!r} and none given; call check_component(config, media=[…])"
+    raise ContractError(f"{config.family} {config.kind!r}: examples are needed: {found}")
+
+
+def _check_encoder(config: EncoderConfig, media: Sequence[Any] | None) -> None:
+    context = BuildContext(weights=False)
+    preprocess = config.preprocessor(context)
+    examples = list(media) if media is not None else _examples(config, preprocess)
+    items = [preprocess(example) for example in examples]
+    copied = pickle.loads(pickle.dumps(preprocess))  # what a data loader does to send it to its workers
+    for example, item in zip(examples, items, strict=True):
+        for other, clause in (
+            (preprocess, "preprocessing is deterministic"),
+            (copied, "a pickled preprocessor is equal"),
+        ):
+            again = other(example)
+            same = again.keys() == item.keys() and all(torch.equal(again[key], item[key]) for key in item)
+            _require(same, config, clause, "tensors differ")
+    counts = [preprocess.num_tokens(item) for item in items]
+    _require(min(counts) >= 1, config, "every item gives at least one feature", f"num_tokens {counts}")
+
+    encoder = _check_module(config, config.build)
+    with torch.no_grad():
+        features, mask = encoder(preprocess.collate(items))
+        again, _ = encoder(preprocess.collate(items))
+        alone = [encoder(preprocess.collate([item])) for item in items]
+        low, _ = config.build(BuildContext(dtype=torch.bfloat16, weights=False)).eval()(preprocess.collate(items))
+    _equal(config, "the forward is deterministic in evaluation mode", again, features, 0.0)
+    dim = encoder.output_dim
+    _require(
+        features.ndim == 3 and features.shape[2] == dim, config, "features are (N, S, output_dim)", str(features.shape)
+    )
+    _require(features.dtype == torch.float32, config, "features have the module's dtype", str(features.dtype))
+    low_ok = low.dtype == torch.bfloat16 and bool(low.isfinite().all())
+    _require(low_ok, config, "it runs in bfloat16", f"{low.dtype}, finite: {bool(low.isfinite().all())}")
+    _check_prefix(config, mask, counts, "num_tokens is the number of real features, which come first")
+    for index, (single, single_mask) in enumerate(alone):
+        count = counts[index]
+        _check_prefix(config, single_mask, [count], "num_tokens is the number of real features, which come first")
+        clause = "an item's features do not depend on what it is batched with"
+        _equal(config, clause, features[index, :count], single[0, :count], 1e-5 * max(1.0, float(single.abs().max())))
+    _check_saving(config, encoder, config.build, lambda module: module(preprocess.collate(items))[0])
+
+
+# Projectors -----------------------------------------------------------------------------------------------------------
+def _check_projector(config: ProjectorConfig) -> None:
+    def build(context: BuildContext) -> nn.Module:
+        return config.build(context, input_dim=INPUT_DIM, output_dim=OUTPUT_DIM)
+
+    counts = [config.num_outputs(length) for length in LENGTHS]
+    _require(min(counts) >= 1, config, "num_outputs is at least 1", f"{counts} for lengths {LENGTHS}")
+    projector = _check_module(config, build)
+    mask = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
+    features = torch.randn(len(LENGTHS), max(LENGTHS), INPUT_DIM).masked_fill(~mask[..., None], 0)
+    with torch.no_grad():
+        found, found_mask = projector(features, mask)
+        loud, _ = projector(torch.where(mask[..., None], features, torch.full((), 1e3)), mask)
+        low, _ = build(BuildContext(dtype=torch.bfloat16, weights=False)).eval()(features.bfloat16(), mask)
+    shape = (len(LENGTHS), max(counts), OUTPUT_DIM)
+    _require(found.shape == shape, config, "outputs are (N, Q, output_dim)", f"{tuple(found.shape)}, expected {shape}")
+    _check_prefix(config, found_mask, counts, "num_outputs is the number of real outputs, which come first")
+    low_ok = low.dtype == torch.bfloat16 and bool(low.isfinite().all())
+    _require(low_ok, config, "it runs in bfloat16", f"{low.dtype}, finite: {bool(low.isfinite().all())}")
+    real = found_mask[..., None]
+    clause = "features behind the mask never influence real outputs"
+    _equal(config, clause, loud.masked_fill(~real, 0), found.masked_fill(~real, 0), 1e-5)
+    for index, length in enumerate(LENGTHS):
+        with torch.no_grad():
+            single, _ = projector(features[index : index + 1, :length], mask[index : index + 1, :length])
+        clause = "an item's outputs do not depend on what it is batched with"
+        _equal(config, clause, found[index, : counts[index]], single[0], 1e-5)
+    projector.train()
+    outputs, _ = projector(features, mask)
+    (outputs * torch.randn_like(outputs)).masked_fill(~real, 0).sum().backward()
+    _check_gradients(config, projector)
+    projector.eval()
+    _check_saving(config, projector, build, lambda module: module(features, mask)[0])
+
+
+def _check_gradients(config: ComponentConfig, module: nn.Module) -> None:
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    missing = [name for name, p in trainable.items() if p.grad is None or not p.grad.isfinite().all()]
+    _require(not missing, config, "gradients reach every parameter", f"none, or not finite, at {missing[:3]}")
+
+
+# Backbones and adapters -----------------------------------------------------------------------------------------------
+def _check_backbone(config: BackboneConfig) -> None:
+    from transformers import DynamicCache
+
+    new = 3
+
+    def build(context: BuildContext) -> Backbone:
+        return config.build(context, num_new_tokens=new)
+
+    context = BuildContext(weights=False)
+    module = _check_module(config, build)
+    assert isinstance(module, Backbone)
+    rows = config.vocab_rows(context)
+    tokenizer = config.tokenizer(context)
+    _require(module.vocab_rows == rows, config, "vocab_rows is the module's", f"{rows} and {module.vocab_rows}")
+    _require(tokenizer.chat_template is not None, config, "the tokenizer has a chat template", "none")
+    _require(
+        len(tokenizer) <= rows, config, "the table has a row for every token", f"{rows} for {len(tokenizer)} tokens"
+    )
+
+    ids = torch.randint(0, rows, (2, 7))
+    ids[0, 2:5] = torch.arange(rows, rows + new)
+    mask = torch.ones_like(ids)
+    with torch.no_grad():
+        embedded = module.embed(ids)
+        _require(
+            embedded.shape == (2, 7, module.hidden_dim), config, "embed gives (..., D)", str(tuple(embedded.shape))
+        )
+        rows_of_new = next(iter(module.new_tokens.parameters())) if module.new_tokens is not None else torch.empty(0)
+        _equal(config, "new tokens have rows of their own", embedded[0, 2:5], rows_of_new.to(embedded.dtype), 0.0)
+        logits = module(embedded, mask)
+        _require(logits.shape == (2, 7, rows), config, "logits are (B, T, vocab_rows)", str(tuple(logits.shape)))
+        positions = torch.tensor([12, 0, 6])
+        asked = module(embedded, mask, positions=positions)
+        _equal(
+            config,
+            "logits at asked positions are those of the full forward",
+            asked,
+            logits.flatten(0, 1)[positions],
+            1e-5,
+        )
+        padded = torch.cat([embedded[:1], torch.randn(1, 3, module.hidden_dim)], dim=1)
+        seen = module(padded, torch.tensor([[1] * 7 + [0] * 3]))
+        _equal(config, "padding never influences real positions", seen[0, :7], logits[0], 1e-4)
+        cache = DynamicCache()
+        parts = [module(embedded[:, :4], mask[:, :4], cache=cache)]
+        parts += [module(embedded[:, i : i + 1], mask[:, : i + 1], cache=cache) for i in range(4, 7)]
+        _equal(
+            config, "decoding with the cache gives the logits of the full forward", torch.cat(parts, 1), logits, 1e-4
+        )
+        low = build(BuildContext(dtype=torch.bfloat16, weights=False)).eval()
+        low_logits = low(low.embed(ids), mask)
+    _require(low_logits.isfinite().all(), config, "it runs in bfloat16", "logits that are not finite")
+    module(module.embed(ids), mask).float().logsumexp(-1).sum().backward()
+    _check_gradients(config, module)
+    _check_saving(config, module, build, lambda fresh: fresh(fresh.embed(ids), mask))
+
+
+def _check_adapter(config: AdapterConfig) -> None:
+    from mmllm.backbones.causal_lm import CausalLMConfig
+
+    def build(context: BuildContext) -> nn.Module:
+        base = CausalLMConfig().tiny().build(context, num_new_tokens=0).model
+        return config.apply(base)
+
+    _check_module(config, build)
+    base = CausalLMConfig().tiny().build(BuildContext(weights=False), num_new_tokens=0).model
+    before = {id(p) for p in base.parameters()}
+    values = copy.deepcopy([p.detach() for p in base.parameters()])
+    originals = list(base.parameters())
+    adapted = config.apply(base)
+    trainable = [name for name, p in adapted.named_parameters() if p.requires_grad]
+    of_base = [name for name, p in adapted.named_parameters() if p.requires_grad and id(p) in before]
+    _require(bool(trainable), config, "an adapter has parameters of its own to train", "none")
+    _require(not of_base, config, "an adapter leaves the base model frozen", f"{of_base[:3]} would train")
+    same = all(torch.equal(old, new) for old, new in zip(values, originals, strict=True))
+    _require(same, config, "applying an adapter does not change the base weights", "they changed")
+    ids = torch.arange(6)[None]
+    adapted(input_ids=ids).logits.float().logsumexp(-1).sum().backward()
+    _check_gradients(config, adapted)
+    _check_saving(config, adapted.eval(), build, lambda module: module(input_ids=ids).logits)

@@ -1,0 +1,169 @@
+"""``check_component`` on every registered kind in its variants; and that it notices each broken clause."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from mmllm.backbones.causal_lm import CausalLMConfig
+from mmllm.backbones.lora import LoraConfig
+from mmllm.config.base import BUILTIN, BuildContext, component_class
+from mmllm.config.families import ProjectorConfig
+from mmllm.encoders.clip import ClipConfig
+from mmllm.encoders.whisper import WhisperConfig
+from mmllm.encoders.whisper_module import WhisperPreprocessor
+from mmllm.projectors.base import Projector
+from mmllm.testing import ContractError, check_component
+
+FAMILIES = ("encoder", "input_projector", "backbone", "adapter")
+EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
+    "encoder": {
+        "clip": [
+            {"arch": "ViT-B-32"},
+            {"arch": "ViT-L-14-CLIPA", "select_layer": -1, "fit": "pad"},
+            {"arch": "ViT-B-16", "fit": "native", "keep_class_token": True},
+            {"arch": "EVA02-B-16", "keep_class_token": True, "fit": "squash"},
+            {"arch": "RN50", "fit": "crop"},
+            {"pretrained": "openai/clip-vit-large-patch14-336"},
+            {"pretrained": "google/siglip-so400m-patch14-384", "select_layer": -1},
+        ],
+        "whisper": [{"arch": "large-v3"}, {"pretrained": "openai/whisper-tiny", "select_layer": -2}],
+    },
+    "input_projector": {
+        "linear": [{}, {"stack": 3}],
+        "mlp": [{}, {"depth": 3, "stack": 4, "norm": True}],
+        "qformer": [{}, {"norm": True, "num_queries": 2, "cross_attention_every": 1}],
+        "cross_attention": [{}, {"num_queries": 3}],
+    },
+    "backbone": {
+        "causal_lm": [
+            {"pretrained": "lmsys/vicuna-7b-v1.5"},
+            {"architecture": {"model_type": "qwen3"}},
+            {"architecture": {"model_type": "gpt2"}, "adapter": {"kind": "lora"}},
+        ]
+    },
+    "adapter": {"lora": [{}, {"targets": ["q_proj", "v_proj"], "dropout": 0.1}]},
+}
+CASES = [
+    (f, kind, example) for f, kinds in EXAMPLES.items() for kind, examples in kinds.items() for example in examples
+]
+
+
+def test_every_registered_kind_has_an_example() -> None:
+    assert {family: set(EXAMPLES[family]) for family in FAMILIES} == {
+        family: set(BUILTIN[family]) for family in FAMILIES
+    }
+
+
+@pytest.mark.parametrize(("family", "kind", "example"), CASES, ids=[f"{k}-{i}" for i, (_, k, _) in enumerate(CASES)])
+def test_contract(family: str, kind: str, example: dict[str, Any]) -> None:
+    check_component(component_class(family, kind).model_validate(example))
+
+
+def test_lora_starts_as_the_base_model() -> None:
+    """B starts at zero. Measured 0; allowed 0."""
+    base = CausalLMConfig().tiny().build(BuildContext(weights=False), num_new_tokens=0).model.eval()
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        expected = base(input_ids=ids).logits
+        found = LoraConfig().tiny().apply(base).eval()(input_ids=ids).logits
+    assert torch.equal(found, expected)
+
+
+# Components with one fault each: the check must name the clause.
+class Leaky(Projector):
+    """Averages over the padding too."""
+
+    def __init__(self, input_dim: int, output_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(input_dim, output_dim)
+
+    def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(features.mean(1, keepdim=True)), torch.ones(len(features), 1, dtype=torch.bool)
+
+
+class Unused(Leaky):
+    def __init__(self, input_dim: int, output_dim: int) -> None:
+        super().__init__(input_dim, output_dim)
+        self.forgotten = nn.Parameter(torch.zeros(2))
+
+    def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        mean = (features * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]
+        return self.linear(mean), torch.ones(len(features), 1, dtype=torch.bool)
+
+
+class FaultyConfig(ProjectorConfig):
+    kind: str = "faulty"
+    module: str = "Unused"
+    outputs: int = 1
+
+    def num_outputs(self, length: int) -> int:
+        return self.outputs
+
+    def tiny(self) -> FaultyConfig:
+        return self
+
+    def build(self, context: BuildContext, *, input_dim: int, output_dim: int) -> Projector:
+        return {"Leaky": Leaky, "Unused": Unused}[self.module](input_dim, output_dim).to(context.dtype)
+
+
+@pytest.mark.parametrize(
+    ("config", "clause"),
+    [
+        (FaultyConfig(module="Leaky"), "features behind the mask never influence real outputs"),
+        (FaultyConfig(module="Unused"), "gradients reach every parameter"),
+        (FaultyConfig(outputs=0), "num_outputs is at least 1"),
+        (FaultyConfig(outputs=2), r"outputs are \(N, Q, output_dim\)"),
+    ],
+)
+def test_projector_faults_are_named(config: FaultyConfig, clause: str) -> None:
+    with pytest.raises(ContractError, match=f"input_projector 'faulty' breaks the clause “{clause}”"):
+        check_component(config)
+
+
+class Miscounting(WhisperPreprocessor):
+    def num_tokens(self, item: dict[str, Tensor]) -> int:
+        return super().num_tokens(item) + 1
+
+
+class Random(WhisperPreprocessor):
+    def __call__(self, media: Any) -> dict[str, Tensor]:
+        item = super().__call__(media)
+        return {**item, "mels": item["mels"] + torch.randn(())}
+
+
+@pytest.mark.parametrize(
+    ("preprocessor", "clause"),
+    [(Miscounting, "num_tokens is the number of real features"), (Random, "preprocessing is deterministic")],
+)
+def test_encoder_faults_are_named(preprocessor: Any, clause: str) -> None:
+    class Faulty(WhisperConfig):
+        def tiny(self) -> Faulty:
+            return Faulty.model_validate(super().tiny().model_dump())
+
+        def preprocessor(self, context: BuildContext) -> WhisperPreprocessor:
+            return preprocessor(16, 25, 600.0)  # type: ignore[no-any-return]
+
+    with pytest.raises(ContractError, match=clause):
+        check_component(Faulty(arch="tiny"))
+
+
+def test_a_config_that_does_not_survive_a_dump() -> None:
+    class Forgetful(ClipConfig):
+        def model_dump(self, **options: Any) -> dict[str, Any]:
+            return {**super().model_dump(**options), "fit": "pad"}
+
+    with pytest.raises(ContractError, match="a config survives dump and load"):
+        check_component(Forgetful(arch="ViT-B-32"))
+
+
+def test_other_families_are_refused() -> None:
+    from mmllm.config.families import AnyReader
+
+    reader = TypeAdapter(AnyReader).validate_python({"kind": "messages", "path": "data.jsonl"})
+    with pytest.raises(TypeError, match="expected an encoder, input projector, backbone or adapter"):
+        check_component(reader)
