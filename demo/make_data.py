@@ -1,0 +1,359 @@
+"""Make the embedded assistant's training and test data: pictures, sounds and dialogues about them.
+
+    python demo/make_data.py --output data/embedded --nlvr data/nlvr --fsdd data/fsdd --esc10 data/esc10 [--size 1.0]
+
+The three real sets are folders written by `training/prepare_*.py`. Written to the output folder, in messages JSONL:
+
+* `pretrain.jsonl` (MM-PT): exact captions of whole pictures, of their parts, and of sounds;
+* `instruct.jsonl` (MM-IT): dialogues about pictures, sounds, both, neither; the real sets in their exact form;
+* `validation.jsonl`: a few dialogues like those of `instruct.jsonl`;
+* `test.jsonl`: single questions, each with its question `type`, from seeds no training sample comes from;
+* `images/`, `audio/`: the media. `done.json`: counts, written last.
+
+`--size` scales the number of procedural samples (1.0: about 40,000 pictures and 9,000 sounds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import multiprocessing
+import random
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dialogues
+import joint_questions
+import numpy as np
+import soundfile
+import soxr
+import text_worlds
+from dialogues import Exchange
+from PIL import Image
+from scene_model import Scene
+from scenes import caption, describe, questions, render, sample_scene
+from sounds import SAMPLE_RATE, Sound, sample_sound, synthesize
+from sounds import caption as sound_caption
+from sounds import questions as sound_questions
+
+Row = dict[str, Any]
+Part = dict[str, str]
+SHARD = 250  # samples made by one task of the worker pool; also the number of files in one media folder
+# What the procedural part of each file is made of: {file: {maker: samples at --size 1}}.
+AMOUNTS: dict[str, dict[str, int]] = {
+    "pretrain": {"picture_captions": 7_000, "sound_captions": 2_000},
+    "instruct": {"picture": 26_000, "two_pictures": 3_000, "picture_sound": 2_000, "sound": 5_000, "text": 4_000},
+    "validation": {"picture": 120, "two_pictures": 20, "picture_sound": 20, "sound": 60, "text": 20},
+    "test": {"test_picture": 900, "test_two_pictures": 400, "test_picture_sound": 300, "test_sound": 800, "test_text": 300},
+}
+KINDS = {"canvas": 0.3, "scatter": 0.5, "tower": 0.2}  # of pictures
+
+
+class Writer:
+    """Where one task puts its media; paths are relative to the output folder."""
+
+    def __init__(self, output: Path, name: str) -> None:
+        self.output, self.name, self.count = output, name, 0
+
+    def _next(self, folder: str, suffix: str) -> Path:
+        (self.output / folder / self.name).mkdir(parents=True, exist_ok=True)
+        self.count += 1
+        return Path(folder) / self.name / f"{self.count:05d}{suffix}"
+
+    def image(self, picture: Image.Image) -> Part:
+        path = self._next("images", ".png")
+        picture.save(self.output / path, compress_level=1)
+        return {"type": "image", "path": path.as_posix()}
+
+    def audio(self, samples: np.ndarray) -> Part:
+        path = self._next("audio", ".flac")
+        soundfile.write(self.output / path, samples, SAMPLE_RATE, subtype="PCM_16")
+        return {"type": "audio", "path": path.as_posix()}
+
+
+def pick_kind(rng: random.Random) -> str:
+    return rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
+
+
+def conversation(media: list[Part], exchanges: list[Exchange], rng: random.Random, system: float = 0.15) -> list[Row]:
+    """Messages with the media in the first question: before its words, or (rarely) after them."""
+    messages: list[Row] = list(dialogues.to_messages(exchanges, rng, system))
+    first = next(message for message in messages if message["role"] == "user")
+    words = [{"type": "text", "text": first["content"]}]
+    first["content"] = [*media, *words] if rng.random() < 0.92 else [*words, *media]
+    return messages
+
+
+def described(scene: Scene, rng: random.Random) -> Exchange:
+    """A request for a description, and the complete one."""
+    return dialogues.vary(rng.choice(text_worlds.DESCRIBE_PICTURE), rng, 0.15), describe(scene)
+
+
+def heard(sound: Sound, rng: random.Random) -> Exchange:
+    """A request for a description of a sound, and one."""
+    request = dialogues.vary(rng.choice(text_worlds.DESCRIBE_SOUND), rng, 0.15)
+    return request, sound_caption(sound, text_worlds.numpy_rng(rng))
+
+
+def make_sound(writer: Writer, rng: random.Random) -> tuple[Sound, Part]:
+    numbers = text_worlds.numpy_rng(rng)
+    sound = sample_sound(numbers)
+    return sound, writer.audio(synthesize(sound, numbers))
+
+
+# --- one sample of each kind -------------------------------------------------------------------------------------------
+
+
+def picture_captions(rng: random.Random, writer: Writer) -> Row:
+    scene = sample_scene(rng, pick_kind(rng))
+    exchanges = text_worlds.part_exchanges(scene, rng, 7)
+    if rng.random() < 0.5:
+        exchanges.append(described(scene, rng))
+    else:
+        exchanges.append((rng.choice(("Caption:", "Write a caption.")), caption(scene, rng)))
+    rng.shuffle(exchanges)
+    return {"messages": conversation([writer.image(render(scene))], exchanges, rng, 0.0)}
+
+
+def sound_captions(rng: random.Random, writer: Writer) -> Row:
+    sound, part = make_sound(writer, rng)
+    return {"messages": conversation([part], [("Sound:", text_worlds.describe_sound(sound)), heard(sound, rng)], rng, 0.0)}
+
+
+def picture(rng: random.Random, writer: Writer) -> Row:
+    scene, exchanges = text_worlds.scene_and_statement(rng, pick_kind(rng))
+    exchanges += text_worlds.picture_exchanges(scene, rng, rng.randint(8, 12))
+    rng.shuffle(exchanges)
+    if rng.random() < 0.12:
+        exchanges.insert(rng.randint(0, 2), described(scene, rng))
+    if rng.random() < 0.06:
+        exchanges += dialogues.small_talk(rng)
+    return {"messages": conversation([writer.image(render(scene))], exchanges, rng)}
+
+
+def two_pictures(rng: random.Random, writer: Writer) -> Row:
+    kinds = ("canvas", "canvas", "canvas", "scatter") if rng.random() < 0.8 else ("tower", "scatter", "canvas")
+    scenes = [sample_scene(rng, rng.choice(kinds)) for _ in range(2)]
+    asked = joint_questions.two_picture_questions(scenes[0], scenes[1], rng, rng.randint(6, 9))
+    media = [writer.image(render(scene)) for scene in scenes]
+    return {"messages": conversation(media, [(question, reply) for _, question, reply in asked], rng)}
+
+
+def picture_sound(rng: random.Random, writer: Writer) -> Row:
+    scene = sample_scene(rng, pick_kind(rng))
+    sound, part = make_sound(writer, rng)
+    asked = joint_questions.picture_sound_questions(scene, sound, rng, rng.randint(3, 6))
+    exchanges = [(question, reply) for _, question, reply in asked]
+    exchanges += text_worlds.picture_exchanges(scene, rng, 2, statements=0.2) + text_worlds.sound_exchanges(sound, rng, 2)
+    exchanges = list(dict(exchange for exchange in exchanges if exchange[1] not in (dialogues.NO_PICTURE, dialogues.NO_SOUND)).items())
+    rng.shuffle(exchanges)
+    media = [writer.image(render(scene)), part]
+    rng.shuffle(media)
+    return {"messages": conversation(media, exchanges, rng)}
+
+
+def sound(rng: random.Random, writer: Writer) -> Row:
+    made, part = make_sound(writer, rng)
+    exchanges = text_worlds.sound_exchanges(made, rng, 5)
+    if rng.random() < 0.3:
+        exchanges.insert(0, heard(made, rng))
+    if rng.random() < 0.08:
+        exchanges += dialogues.small_talk(rng)
+    return {"messages": conversation([part], exchanges, rng)}
+
+
+def text(rng: random.Random, writer: Writer) -> Row:
+    if rng.random() < 0.3:
+        return {"messages": text_worlds.question_without_media(rng, [])}
+    return {"messages": dialogues.to_messages(dialogues.small_talk(rng), rng)}
+
+
+# --- one test sample: a single question with its type ------------------------------------------------------------------
+
+
+def _test(kind: str, media: list[Part], question: str, reply: str) -> Row:
+    asked = {"role": "user", "content": [*media, {"type": "text", "text": question}]}
+    return {"type": kind, "messages": [asked, {"role": "assistant", "content": reply}]}
+
+
+def test_picture(rng: random.Random, writer: Writer) -> list[Row]:
+    scene, statements = text_worlds.scene_and_statement(rng, rng.choice(tuple(KINDS)))
+    media = [writer.image(render(scene))]
+    rows = [_test(f"{scene.kind}/{kind}", media, question, reply) for kind, question, reply in questions(scene, rng, 4)]
+    return rows + [_test(f"{scene.kind}/statement", media, *exchange) for exchange in statements]
+
+
+def test_two_pictures(rng: random.Random, writer: Writer) -> list[Row]:
+    scenes = [sample_scene(rng, "canvas") for _ in range(2)]
+    media = [writer.image(render(scene)) for scene in scenes]
+    return [_test(*item[:1], media, *item[1:]) for item in joint_questions.two_picture_questions(scenes[0], scenes[1], rng, 2)]
+
+
+def test_picture_sound(rng: random.Random, writer: Writer) -> list[Row]:
+    scene = sample_scene(rng, pick_kind(rng))
+    made, part = make_sound(writer, rng)
+    media = [writer.image(render(scene)), part]
+    return [_test(*item[:1], media, *item[1:]) for item in joint_questions.picture_sound_questions(scene, made, rng, 2)]
+
+
+def test_sound(rng: random.Random, writer: Writer) -> list[Row]:
+    made, part = make_sound(writer, rng)
+    asked = sound_questions(made, text_worlds.numpy_rng(rng), 3)
+    return [_test(f"sound/{kind}", [part], question, reply) for kind, question, reply in asked]
+
+
+def test_text(rng: random.Random, writer: Writer) -> list[Row]:
+    roll = rng.random()
+    if roll < 0.4:
+        intent, question, answers = rng.choice(dialogues.held_out_exchanges())
+        return [_test("text/small talk, new wording", [], question, answers[0])]
+    if roll < 0.7:
+        return [_test("text/sums", [], *dialogues.sum_question(rng))]
+    scene = sample_scene(rng)
+    return [_test("text/no picture", [], questions(scene, rng, 1)[0][1], dialogues.NO_PICTURE)]
+
+
+MAKERS: dict[str, Callable[[random.Random, Writer], Row | list[Row]]] = {
+    maker.__name__: maker
+    for maker in (picture_captions, sound_captions, picture, two_pictures, picture_sound, sound, text)
+    + (test_picture, test_two_pictures, test_picture_sound, test_sound, test_text)
+}  # fmt: skip
+
+# --- the real sets -----------------------------------------------------------------------------------------------------
+
+
+def read_rows(folder: Path, split: str) -> list[Row]:
+    """The rows of a prepared set; none when the folder has no such split."""
+    path = folder / f"{split}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def parts_of(row: Row) -> tuple[str, str, str]:
+    """(media path, question, answer) of a one-turn row."""
+    media, words = row["messages"][0]["content"]
+    reply = row["messages"][1]["content"]
+    return media["path"], words["text"], reply if isinstance(reply, str) else reply[0]["text"]
+
+
+def permuted(picture: Image.Image, order: tuple[int, ...]) -> Image.Image:
+    """An NLVR picture (400x100, boxes at x = 0, 150, 300) with its boxes in another order; the truth stays."""
+    moved = picture.copy()
+    for target, source in enumerate(order):
+        moved.paste(picture.crop((150 * source, 0, 150 * source + 100, 100)), (150 * target, 0))
+    return moved
+
+
+def nlvr_rows(folder: Path, output: Path, rng: random.Random, orders: int) -> list[Row]:
+    """NLVR's training rows, each with `orders` of the six orders of its boxes."""
+    rows = []
+    writers: dict[int, Writer] = {}
+    for index, row in enumerate(read_rows(folder, "train")):
+        path, question, reply = parts_of(row)
+        writer = writers.setdefault(index // SHARD, Writer(output, f"nlvr-{index // SHARD:03d}"))
+        with Image.open(folder / path) as image:
+            picture = image.convert("RGB")
+        for order in rng.sample(list(itertools.permutations(range(3))), orders):
+            media = [writer.image(permuted(picture, order))]
+            rows.append({"messages": conversation(media, [(question, reply)], rng, 0.0)})
+    return rows
+
+
+def sound_rows(folder: Path, output: Path, rng: random.Random, copies: int, crop: float) -> list[Row]:
+    """The training rows of a sound set, `copies` times each: other loudness, other silence around, cut by up to `crop`."""
+    writer = Writer(output, folder.name)
+    rows = []
+    for row in read_rows(folder, "train"):
+        path, question, reply = parts_of(row)
+        samples, rate = soundfile.read(folder / path, dtype="float32", always_2d=True)
+        clip = soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE) if rate != SAMPLE_RATE else samples.mean(axis=1)
+        for copy in range(copies):
+            changed = clip
+            if copy:  # the first copy is the clip as it is
+                start = int(rng.uniform(0, crop) * len(clip))
+                changed = clip[start : len(clip) - int(rng.uniform(0, crop) * (len(clip) - start))]
+                silence = [np.zeros(int(rng.uniform(0, 0.25) * SAMPLE_RATE), np.float32) for _ in range(2)]
+                changed = np.concatenate([silence[0], changed, silence[1]])
+                changed = changed / max(1e-4, float(np.abs(changed).max())) * rng.uniform(0.1, 0.95)
+            rows.append({"messages": conversation([writer.audio(changed)], [(question, reply)], rng, 0.0)})
+    return rows
+
+
+# --- all of it ---------------------------------------------------------------------------------------------------------
+
+
+def make_shard(task: tuple[Path, str, str, int, int, int]) -> list[Row]:
+    """`count` samples of one maker; the random numbers depend on the seed, file, maker and shard only."""
+    output, split, maker, shard, count, seed = task
+    rng = random.Random(f"{seed}/{split}/{maker}/{shard}")
+    writer = Writer(output, f"{split}-{maker}-{shard:04d}")
+    rows: list[Row] = []
+    for _ in range(count):
+        made = MAKERS[maker](rng, writer)
+        rows += made if isinstance(made, list) else [made]
+    return rows
+
+
+def build(arguments: argparse.Namespace) -> dict[str, int]:
+    """Write everything; returns the number of rows per file."""
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    rng = random.Random(f"{arguments.seed}/real sets")
+    rows: dict[str, list[Row]] = {split: [] for split in AMOUNTS}
+    tasks = []
+    for split, makers in AMOUNTS.items():
+        size = arguments.size if split in ("pretrain", "instruct") else min(1.0, arguments.size)
+        for maker, amount in makers.items():
+            left, shard = max(1, round(amount * size)), 0
+            while left > 0:
+                tasks.append((output, split, maker, shard, min(SHARD, left), arguments.seed))
+                left, shard = left - SHARD, shard + 1
+    begin = time.monotonic()
+    with multiprocessing.get_context("fork").Pool(arguments.workers) as pool:
+        for done, (task, made) in enumerate(zip(tasks, pool.imap(make_shard, tasks), strict=True), 1):
+            rows[task[1]] += made
+            if done % 20 == 0 or done == len(tasks):
+                seconds = time.monotonic() - begin
+                print(f"{done}/{len(tasks)} shards, {seconds:.0f} s, ETA {seconds / done * (len(tasks) - done):.0f} s", flush=True)
+    if arguments.nlvr:
+        rows["instruct"] += nlvr_rows(Path(arguments.nlvr), output, rng, arguments.orders)
+    for folder, copies, crop in ((arguments.fsdd, 2, 0.0), (arguments.esc10, 6, 0.35)):
+        if folder:
+            real = sound_rows(Path(folder), output, rng, copies, crop)
+            rows["instruct"] += real
+            rows["pretrain"] += real
+    counts = {}
+    for split, made in rows.items():
+        if split != "test":
+            rng.shuffle(made)
+        lines = (json.dumps({"id": f"{split}-{index}", **row}, ensure_ascii=False) for index, row in enumerate(made))
+        (output / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        counts[split] = len(made)
+    counts["turns to learn from"] = sum(m["role"] == "assistant" for row in rows["instruct"] for m in row["messages"])
+    types = Counter(row["type"] for row in rows["test"])
+    (output / "done.json").write_text(json.dumps({"counts": counts, "test types": types, "seed": arguments.seed}, indent=1))
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--nlvr", default="", help="folder written by training/prepare_nlvr.py")
+    parser.add_argument("--fsdd", default="", help="folder written by training/prepare_fsdd.py")
+    parser.add_argument("--esc10", default="", help="folder written by training/prepare_esc10.py")
+    parser.add_argument("--size", type=float, default=1.0, help="scale of the procedural part")
+    parser.add_argument("--orders", type=int, default=2, help="orders of the boxes of each NLVR picture, 1 to 6")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
+    arguments = parser.parse_args()
+    for folder in ("images", "audio"):
+        shutil.rmtree(Path(arguments.output) / folder, ignore_errors=True)
+    print(json.dumps(build(arguments)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,378 @@
+"""Train the embedded assistant's language model and its tokenizer from nothing.
+
+    python demo/train_llm.py --output runs/embedded/llm --minutes 30 --seed 0
+
+The text is made on the fly: scenes and sounds put into words with questions about them (`text_worlds`), and small talk
+(`dialogues`). The assistant's words count fully in the loss, the user's and the system's a little. Progress goes to
+stdout; `--resume` continues from the newest checkpoint in the output folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dialogues
+import text_worlds
+import torch
+from safetensors.torch import load_file, save_file
+
+VOCABULARY = 1536
+PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
+PROMPT_WEIGHT = 0.1  # of a user's or system's token in the loss; an assistant's token has 1
+CHUNK_SAMPLES = 3000  # samples made, tokenised and sorted by length at a time
+MAX_LENGTH = 768
+CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['content'] is string %}{% set text = message['content'] %}"
+    "{% else %}{% set text = message['content'] | map(attribute='text') | join('') %}{% endif %}"
+    "{% if message['role'] == 'assistant' %}"
+    "<|assistant|>{% generation %}{{ text }}<|end|>{% endgeneration %}"
+    "{% elif message['role'] in ['system', 'user'] %}"
+    "<|{{ message['role'] }}|>{{ text }}<|end|>"
+    "{% else %}{{ raise_exception('roles are system, user and assistant, not ' ~ message['role']) }}{% endif %}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+
+
+def build_tokenizer(texts: list[str]) -> Any:
+    """A byte-level BPE with `VOCABULARY` tokens learned from `texts`; single digits, any UTF-8 text round-trips."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[AddedToken(token, special=True, normalized=False) for token in (PAD, SYSTEM, USER, ASSISTANT, END)],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=END,
+        additional_special_tokens=[SYSTEM, USER, ASSISTANT],
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=2048,
+    )
+
+
+def build_model(tokenizer: Any) -> Any:
+    """A Llama of about 4.3 million parameters with random weights."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=256,
+            num_hidden_layers=6,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            intermediate_size=512,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            bos_token_id=None,
+            rms_norm_eps=1e-5,
+        )
+    )
+
+
+def make_sample(rng: random.Random, sentences: list[str]) -> list[dict[str, str]]:
+    """One training dialogue; `rng` alone decides which."""
+    roll = rng.random()
+    if roll < 0.62:
+        return text_worlds.scene_dialogue(rng)
+    if roll < 0.74:
+        return text_worlds.sound_dialogue(rng)
+    if roll < 0.79:
+        return text_worlds.question_without_media(rng, sentences)
+    return dialogues.to_messages(dialogues.small_talk(rng), rng)
+
+
+@dataclass
+class Sample:
+    """A dialogue in tokens. Patch words beyond the first of a patch are `extra`: (position, token id) pairs whose
+    embeddings are added to the one in `ids`, so that a patch is one vector, as a picture encoder's will be."""
+
+    ids: list[int]
+    weights: list[float]
+    extra: list[tuple[int, int]]
+
+
+class Encoder:
+    """Lays dialogues out in tokens as `CHAT_TEMPLATE` does."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.special = {token: tokenizer.convert_tokens_to_ids(token) for token in (SYSTEM, USER, ASSISTANT, END)}
+        self.words: dict[str, list[int]] = {}
+
+    def text(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def word(self, word: str) -> list[int]:
+        """The tokens of one word of a patch."""
+        if word not in self.words:
+            self.words[word] = self.text(" " + word)
+        return self.words[word]
+
+    def __call__(self, messages: list[dict[str, str]], reply: bool = False) -> Sample:
+        """`reply` ends the sample with the mark that asks the assistant to speak."""
+        sample = Sample([], [], [])
+        for message in messages:
+            weight = 1.0 if message["role"] == "assistant" else PROMPT_WEIGHT
+            self._add(sample, [self.special[f"<|{message['role']}|>"]], 0.0)
+            for index, part in enumerate(message["content"].split(text_worlds.PATCHES)):
+                if index % 2 == 0:
+                    self._add(sample, self.text(part) if part else [], weight)
+                    continue
+                for line in part.split("\n"):
+                    tokens = [token for word in line.split() for token in self.word(word)]
+                    sample.extra += [(len(sample.ids), token) for token in tokens[1:]]
+                    self._add(sample, tokens[:1], 0.0)
+            self._add(sample, [self.special[END]], weight)
+        if reply:
+            self._add(sample, [self.special[ASSISTANT]], 0.0)
+        return sample
+
+    @staticmethod
+    def _add(sample: Sample, tokens: list[int], weight: float) -> None:
+        sample.ids += tokens
+        sample.weights += [weight] * len(tokens)
+
+
+def embed(model: Any, batch: list[Sample], width: int, left: bool, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Token ids (N, T), embeddings (N, T, D) with the patches' words summed, and attention mask (N, T); T is `width`."""
+    ids = torch.zeros(len(batch), width, dtype=torch.long)
+    mask = torch.zeros(len(batch), width, dtype=torch.long)
+    extra: list[tuple[int, int]] = []
+    for row, sample in enumerate(batch):
+        offset = width - len(sample.ids) if left else 0
+        ids[row, offset : offset + len(sample.ids)] = torch.tensor(sample.ids)
+        mask[row, offset : offset + len(sample.ids)] = 1
+        extra += [(row * width + offset + position, token) for position, token in sample.extra]
+    ids = ids.to(device)
+    embeddings = model.get_input_embeddings()(ids)
+    if extra:
+        places, tokens = torch.tensor(extra).T.to(device)
+        added = torch.zeros_like(embeddings).flatten(0, 1).index_add(0, places, model.get_input_embeddings()(tokens))
+        embeddings = embeddings + added.view_as(embeddings)
+    return ids, embeddings, mask.to(device)
+
+
+def batches(seed: int, chunk: int, encoder: Encoder, sentences: list[str], tokens: int) -> list[list[Sample]]:
+    """The batches of chunk number `chunk`: samples of like length, about `tokens` tokens each, in random order."""
+    rng = random.Random(f"{seed}-{chunk}")
+    samples = [encoder(make_sample(rng, sentences)) for _ in range(CHUNK_SAMPLES)]
+    samples = sorted((s for s in samples if len(s.ids) <= MAX_LENGTH), key=lambda s: (len(s.ids), rng.random()))
+    result: list[list[Sample]] = []
+    batch: list[Sample] = []
+    for sample in samples:
+        if batch and (len(batch) + 1) * len(sample.ids) > tokens:
+            result.append(batch)
+            batch = []
+        batch.append(sample)
+    result.append(batch)
+    rng.shuffle(result)
+    return result
+
+
+def loss_of(model: Any, batch: list[Sample], device: str) -> torch.Tensor:
+    """Weighted next-token cross-entropy, a scalar. Padding sits on the right, where causal attention never looks."""
+    width = max(len(sample.ids) for sample in batch)
+    weights = torch.zeros(len(batch), width)
+    for row, sample in enumerate(batch):
+        weights[row, : len(sample.ids)] = torch.tensor(sample.weights)
+    weights = weights[:, 1:].to(device)
+    wanted = weights > 0
+    with torch.autocast(device_type=device.split(":")[0], dtype=torch.bfloat16):
+        ids, embeddings, _ = embed(model, batch, width, False, device)
+        hidden = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state[:, :-1]
+        logits = model.lm_head(hidden[wanted])
+    losses = torch.nn.functional.cross_entropy(logits.float(), ids[:, 1:][wanted], reduction="none")
+    return (losses * weights[wanted]).sum() / weights[wanted].sum()
+
+
+def learning_rate(done: float, peak: float) -> float:
+    """Warm-up over the first 2 % and a cosine down to 2 % of the peak; `done` is the share of the budget used."""
+    if done < 0.02:
+        return peak * (done / 0.02 + 0.01)
+    return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - 0.02) / 0.98))))
+
+
+def save_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Write the newest state beside the old one, then swap, so that a kill leaves one whole checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model.{name}": value.detach().clone() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    names = [name for name, _ in model.named_parameters()]
+    for index, values in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{names[index]}.{key}": value.clone() for key, value in values.items()}
+    save_file(tensors, folder / "new.safetensors", metadata={"state": json.dumps(state)})
+    (folder / "new.safetensors").replace(folder / "checkpoint.safetensors")
+
+
+def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Put the saved state into model and optimizer; returns the counters."""
+    from safetensors import safe_open
+
+    path = folder / "checkpoint.safetensors"
+    tensors = load_file(path)
+    weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
+    model.load_state_dict(weights, strict=False)
+    model.tie_weights()
+    state: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
+    for index, (name, _) in enumerate(model.named_parameters()):
+        for key in ("step", "exp_avg", "exp_avg_sq"):
+            state[index][key] = tensors[f"optimizer.{name}.{key}"]
+    optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})
+    with safe_open(path, "pt") as file:
+        return dict(json.loads(file.metadata()["state"]))
+
+
+@torch.no_grad()
+def answer(model: Any, encoder: Encoder, prompts: list[list[dict[str, str]]], device: str, longest: int = 60) -> list[str]:
+    """Greedy replies to `prompts`, batched with padding on the left."""
+    batch = [encoder(prompt, reply=True) for prompt in prompts]
+    with torch.autocast(device_type=device.split(":")[0], dtype=torch.bfloat16):
+        _, embeddings, mask = embed(model, batch, max(len(sample.ids) for sample in batch), True, device)
+        out = model.generate(inputs_embeds=embeddings, attention_mask=mask, max_new_tokens=longest, do_sample=False)
+    return [str(text).strip() for text in encoder.tokenizer.batch_decode(out, skip_special_tokens=True)]
+
+
+def probe(model: Any, encoder: Encoder, seed: int, device: str, scenes: int = 120) -> dict[str, dict[str, float]]:
+    """Exact match per question type on dialogues never trained on: {"type": {"n", "accuracy"}}."""
+    rng = random.Random(f"probe-{seed}")
+    asked = text_worlds.probe_questions(rng, scenes)
+    for intent, phrasing, answers in dialogues.held_out_exchanges():
+        asked.append((f"talk/{intent}", [{"role": "user", "content": phrasing}], answers))
+    for _ in range(60):
+        question, reply = dialogues.sum_question(rng)
+        asked.append(("talk/sums", [{"role": "user", "content": question}], (reply,)))
+    asked.sort(key=lambda item: sum(len(message["content"]) for message in item[1]))
+    hits: dict[str, list[bool]] = defaultdict(list)
+    for start in range(0, len(asked), 64):
+        part = asked[start : start + 64]
+        for (kind, _, wanted), reply in zip(part, answer(model, encoder, [p for _, p, _ in part], device), strict=True):
+            hits[kind].append(reply in wanted)
+    return {kind: {"n": len(found), "accuracy": round(sum(found) / len(found), 3)} for kind, found in sorted(hits.items())}
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """The whole run: tokenizer, training within the time budget, probe, fp16 export."""
+    torch.manual_seed(arguments.seed)
+    output, work = Path(arguments.output), Path(arguments.output) / "training"
+    work.mkdir(parents=True, exist_ok=True)
+    sentences = []
+    if arguments.nlvr:
+        lines = (Path(arguments.nlvr) / "train.jsonl").read_text(encoding="utf-8").splitlines()
+        sentences = sorted({json.loads(line)["sentence"] for line in lines})
+    resume = arguments.resume and (work / "checkpoint.safetensors").exists()
+    if resume:
+        from transformers import PreTrainedTokenizerFast
+
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
+    else:
+        rng = random.Random(arguments.seed)
+        texts = [message["content"].replace(text_worlds.PATCHES, "") for _ in range(12_000) for message in make_sample(rng, sentences)]
+        tokenizer = build_tokenizer(texts + 3 * sentences)
+        tokenizer.save_pretrained(work / "tokenizer")
+    model = build_model(tokenizer).to(arguments.device)
+    encoder = Encoder(tokenizer)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    state: dict[str, Any] = {"step": 0, "chunk": 0, "seconds": 0.0, "tokens": 0}
+    if resume:
+        state = load_checkpoint(work, model, optimizer)
+    size = sum(p.numel() for p in model.parameters())
+    print(f"{size / 1e6:.2f} M parameters, {len(tokenizer)} tokens, device {arguments.device}, state {state}", flush=True)
+    run(arguments, model, encoder, optimizer, sentences, state, work)
+    model.eval()
+    result = probe(model, encoder, arguments.seed, arguments.device)
+    print(json.dumps(result, indent=1), flush=True)
+    model.half().save_pretrained(output)
+    tokenizer.save_pretrained(output)
+    (output / "training.json").write_text(json.dumps({"seed": arguments.seed, **state, "probe": result}, indent=1) + "\n")
+    print("saved", output, flush=True)
+
+
+def run(
+    arguments: argparse.Namespace,
+    model: Any,
+    encoder: Encoder,
+    optimizer: torch.optim.Optimizer,
+    sentences: list[str],
+    state: dict[str, Any],
+    work: Path,
+) -> None:
+    """The training loop; ends when the steps or the minutes are used up. Changes model, optimizer and `state`."""
+    budget = arguments.minutes * 60
+    model.train()
+    saved = shown = time.monotonic()
+    losses: list[float] = []
+    while state["seconds"] < budget and state["step"] < arguments.steps:
+        begin = time.monotonic()
+        todo = batches(arguments.seed, state["chunk"], encoder, sentences, arguments.batch_tokens)
+        state["seconds"] += time.monotonic() - begin
+        for batch in todo:
+            begin = time.monotonic()
+            done = max(state["seconds"] / budget, state["step"] / arguments.steps)
+            if done >= 1:
+                break
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(done, arguments.lr)
+            loss = loss_of(model, batch, arguments.device)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            state["step"] += 1
+            state["tokens"] += sum(len(sample.ids) for sample in batch)
+            state["seconds"] += time.monotonic() - begin
+            if time.monotonic() - shown > 15:
+                rate, left = state["tokens"] / state["seconds"], (state["seconds"] / done - state["seconds"]) if done else budget
+                mean = sum(losses) / len(losses)
+                print(f"step {state['step']} loss {mean:.4f} {rate:.0f} tokens/s {done:.1%} ETA {left / 60:.1f} min", flush=True)
+                losses, shown = [], time.monotonic()
+        state["chunk"] += 1
+        if time.monotonic() - saved > arguments.save_minutes * 60:
+            save_checkpoint(work, model, optimizer, state)
+            saved = time.monotonic()
+    save_checkpoint(work, model, optimizer, state)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", required=True, help="folder for the finished model and the checkpoints")
+    parser.add_argument("--nlvr", default="", help="prepared or original NLVR folder; its train sentences shape the tokenizer")
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--steps", type=int, default=10**9)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--batch-tokens", type=int, default=3000)
+    parser.add_argument("--save-minutes", type=float, default=3.0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--resume", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    train(arguments)
+
+
+if __name__ == "__main__":
+    main()
