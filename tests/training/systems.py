@@ -78,7 +78,7 @@ def write_data(folder: Path, count: int = 17) -> Path:
         soundfile.write(folder / f"{pitch}.wav", wave.astype(np.float32), 16000)
     rows = []
     for i in range(count):
-        name, pitch = names[i % 3 - 1], (300, 900)[i % 2]
+        name, pitch = names[i // 3 % 3], (300, 900)[i % 2]
         content: list[dict[str, str]] = [
             [{"type": "image", "path": f"{name}.png"}, {"type": "text", "text": "Colour?"}],
             [{"type": "audio", "path": f"{pitch}.wav"}, {"type": "text", "text": "Pitch?"}],
@@ -124,3 +124,9 @@ def write_config(folder: Path, *stages: dict[str, Any], **changes: Any) -> Path:
 def system(folder: Path, *stages: dict[str, Any], **changes: Any) -> tuple[RunConfig, BuildContext]:
     """The same, loaded."""
     return load(write_config(folder, *stages, **changes)), BuildContext(root=folder)
+
+
+def rows(folder: Path, key: str = "loss") -> list[dict[str, Any]]:
+    """The rows of a run's metrics that have ``key``; ``folder`` is what ``system`` was given."""
+    lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [row for row in map(json.loads, lines) if key in row]
