@@ -41,26 +41,30 @@ def text(node: Node) -> str:
 
 @dataclass
 class Weights:
-    """How often each rule of a symbol, and each alternative at a word position, is used."""
+    """How often each rule of a symbol, and each alternative at a word position, is used.
+
+    ``rules`` is keyed by the symbol alone ("POST") and by the place it stands in ("SNP/0>POST", the parent's rule).
+    """
 
     rules: dict[str, list[float]]
     words: dict[str, list[float]]
 
-    @classmethod
-    def uniform(cls) -> Weights:
-        return cls({s: [1.0] * len(r) for s, r in GRAMMAR.items()}, {})
+
+SURPRISE = 0.05  # how often a rule is drawn regardless of the place it stands in
 
 
-def generate(rng: random.Random, weights: Weights, symbol: str = "S") -> Node:
-    rule = rng.choices(range(len(GRAMMAR[symbol])), weights.rules[symbol])[0]
+def generate(rng: random.Random, weights: Weights, symbol: str = "S", parent: str = "") -> Node:
+    place = f"{parent}>{symbol}"
+    known = place in weights.rules and rng.random() >= SURPRISE
+    rule = rng.choices(range(len(GRAMMAR[symbol])), weights.rules[place if known else symbol])[0]
     words, children = [], []
     for token in _tokens(GRAMMAR[symbol][rule][0]):
         if token.startswith("<"):
-            children.append(generate(rng, weights, token[1:-1]))
+            children.append(generate(rng, weights, token[1:-1], f"{symbol}/{rule}"))
         else:
             options = token.split("|")
             key = f"{symbol}/{rule}/{len(words)}"
-            word = rng.choices(options, weights.words.get(key, [1.0] * len(options)))[0]
+            word = rng.choices(options, weights.words[key])[0]
             words.append("" if word == "~" else word)
     return Node(symbol, rule, tuple(words), tuple(children))
 
@@ -103,28 +107,41 @@ def parse(sentence: str) -> Node | None:
     return complete[0] if complete else None
 
 
-def count_uses(node: Node, rules: Counter[tuple[str, int]], words: Counter[tuple[str, str]]) -> None:
-    rules[node.symbol, node.rule] += 1
+def _count_uses(node: Node, parent: str, rules: dict[str, Counter[int]], words: Counter[tuple[str, str]]) -> None:
+    for key in (node.symbol, f"{parent}>{node.symbol}"):
+        rules.setdefault(key, Counter())[node.rule] += 1
     for position, word in enumerate(node.words):
         words[f"{node.symbol}/{node.rule}/{position}", word or "~"] += 1
     for child in node.children:
-        count_uses(child, rules, words)
+        _count_uses(child, f"{node.symbol}/{node.rule}", rules, words)
 
 
-def fitted(nodes: list[Node], floor: float = 0.3) -> Weights:
-    """Weights from derivations of real sentences; ``floor`` uses are granted to whatever never occurred."""
-    rules: Counter[tuple[str, int]] = Counter()
+def counted(nodes: list[Node]) -> dict[str, dict[str, dict[str, int]]]:
+    """How often rules and words occur in derivations of real sentences, as plain JSON data for :func:`weighted`."""
+    rules: dict[str, Counter[int]] = {}
     words: Counter[tuple[str, str]] = Counter()
     for node in nodes:
-        count_uses(node, rules, words)
-    weights = Weights({s: [rules[s, i] + floor for i in range(len(r))] for s, r in GRAMMAR.items()}, {})
+        _count_uses(node, "", rules, words)
+    spoken: dict[str, dict[str, int]] = {}
+    for (key, word), n in words.items():
+        spoken.setdefault(key, {})[word] = n
+    return {"rules": {k: {str(i): n for i, n in c.items()} for k, c in rules.items()}, "words": spoken}
+
+
+def weighted(counts: dict[str, dict[str, dict[str, int]]], floor: float = 0.3) -> Weights:
+    """Weights from counts; ``floor`` uses are granted to what never occurred, except where a place is known."""
+    weights = Weights({}, {})
     for symbol, options in GRAMMAR.items():
+        seen = counts["rules"].get(symbol, {})
+        weights.rules[symbol] = [seen.get(str(i), 0) + floor for i in range(len(options))]
         for rule, (pattern, _) in enumerate(options):
-            slots = [t for t in _tokens(pattern) if not t.startswith("<")]
-            for position, token in enumerate(slots):
-                if "|" in token:
-                    key = f"{symbol}/{rule}/{position}"
-                    weights.words[key] = [words[key, o] + 0.1 * floor for o in token.split("|")]
+            for position, token in enumerate(t for t in _tokens(pattern) if not t.startswith("<")):
+                key = f"{symbol}/{rule}/{position}"
+                used = counts["words"].get(key, {})
+                weights.words[key] = [used.get(o, 0) + 0.1 * floor for o in token.split("|")]
+    for key, seen in counts["rules"].items():
+        if ">" in key:
+            weights.rules[key] = [seen.get(str(i), 0) for i in range(len(GRAMMAR[key.split(">")[1]]))]
     return weights
 
 
@@ -152,7 +169,7 @@ def mutated(node: Node, rng: random.Random, weights: Weights, symbols: tuple[str
     places = list(_paths(node, lambda n: n.symbol in symbols))
     if not places:
         return node
-    return _replaced(node, rng.choice(places), lambda old: generate(rng, weights, old.symbol))
+    return _replaced(node, "", rng.choice(places), lambda old, parent: generate(rng, weights, old.symbol, parent))
 
 
 def _paths(node: Node, wanted: Callable[[Node], bool], path: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
@@ -162,9 +179,9 @@ def _paths(node: Node, wanted: Callable[[Node], bool], path: tuple[int, ...] = (
         yield from _paths(child, wanted, (*path, index))
 
 
-def _replaced(node: Node, path: tuple[int, ...], new: Callable[[Node], Node]) -> Node:
+def _replaced(node: Node, parent: str, path: tuple[int, ...], new: Callable[[Node, str], Node]) -> Node:
     if not path:
-        return new(node)
+        return new(node, parent)
     children = list(node.children)
-    children[path[0]] = _replaced(children[path[0]], path[1:], new)
+    children[path[0]] = _replaced(children[path[0]], f"{node.symbol}/{node.rule}", path[1:], new)
     return Node(node.symbol, node.rule, node.words, tuple(children))

@@ -143,8 +143,8 @@ def load_state(folder: Path, model: Trainee, optimizer: torch.optim.Optimizer) -
     return progress
 
 
-def export(folder: Path, model: Trainee, words: Words) -> None:
-    """Write the CLIP in open_clip's own layout, half precision, and the word list of its text tower."""
+def export(folder: Path, model: Trainee) -> None:
+    """Write the CLIP in open_clip's own layout, half precision."""
     config = {
         "model_cfg": {"embed_dim": EMBED_DIM, "vision_cfg": VISION, "text_cfg": model.text_config},
         "preprocess_cfg": {"size": [200, 200], "mean": [MEAN] * 3, "std": [STD] * 3, "interpolation": "bicubic"},
@@ -152,7 +152,6 @@ def export(folder: Path, model: Trainee, words: Words) -> None:
     (folder / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
     weights = {k: v.detach().half().contiguous() for k, v in model.clip.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
-    (folder / "words.json").write_text(json.dumps(words.words, indent=0) + "\n")
 
 
 def main() -> None:
@@ -175,7 +174,9 @@ def main() -> None:
 
     from open_clip.loss import ClipLoss
 
-    words = Words.from_scenes(CONTEXT)
+    listed = args.output / "words.json"
+    words = Words(json.loads(listed.read_text()), CONTEXT) if args.resume else Words.from_scenes(CONTEXT)
+    listed.write_text(json.dumps(words.words, indent=0) + "\n")
     model = Trainee(len(words.words)).to(args.device)
     count = sum(p.numel() for p in model.clip.visual.parameters())
     print(f"vision tower {count / 1e6:.2f} M parameters, vocabulary {len(words.words)}", flush=True)
@@ -231,11 +232,11 @@ def main() -> None:
             saved = progress["seconds"]
         if progress["seconds"] - probed >= 480:
             print(json.dumps(probe(model, words, 40, args.nlvr)), flush=True)
-            export(args.output, model, words)
+            export(args.output, model)
             probed, clock = progress["seconds"], time.monotonic()  # probing is not training time
 
     save_state(args.output, model, optimizer, progress)
-    export(args.output, model, words)
+    export(args.output, model)
     results = {"training": progress, "arguments": {k: str(v) for k, v in vars(args).items()}}
     results["probe"] = probe(model, words, 200, args.nlvr)
     (args.output / "probe.json").write_text(json.dumps(results, indent=2) + "\n")
