@@ -45,6 +45,7 @@ class ModelShelf:
         self._name: str | None = None
         self._assistant: Assistant | None = None
         self._problems: dict[str, Exception] = {}
+        self._warming: dict[str, threading.Thread] = {}
 
     def ready(self, name: str) -> bool:
         """Whether ``get(name)`` would return at once."""
@@ -69,9 +70,13 @@ class ModelShelf:
             return self._assistant
 
     def warm(self, name: str) -> threading.Thread:
-        """Start loading ``name`` in the background. A failure is kept for ``problem`` and logged."""
-        thread = threading.Thread(target=self._try, args=(name,), name="load model", daemon=True)
-        thread.start()
+        """Load ``name`` in the background unless that is under way. A failure is kept for ``problem`` and logged."""
+        thread = self._warming.get(name)
+        if thread is None or not thread.is_alive():
+            self._problems.pop(name, None)
+            thread = threading.Thread(target=self._try, args=(name,), name=f"load {name}", daemon=True)
+            self._warming[name] = thread
+            thread.start()
         return thread
 
     def _try(self, name: str) -> None:

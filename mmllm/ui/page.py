@@ -129,7 +129,7 @@ class _Page:
         )
         with gr.Row(visible=False, elem_id="comment-row") as self.comment_row:
             self.comment = gr.Textbox(
-                label="Thank you, saved. What should the assistant know about it? (optional)", max_lines=3, scale=1
+                label="Thank you, saved. What was good or bad about it? (optional)", max_lines=3, scale=1
             )
             self.comment_send = gr.Button("Add comment", size="sm", scale=0)
         with gr.Row(elem_id="settings"):
@@ -328,6 +328,7 @@ class _Page:
             reason = str(problem) if isinstance(problem, MmllmError) else BUG
             return {self.status: "", self.alert: _alert(reason), self.timer: gr.Timer(active=False)}
         if not self.shelf.ready(model):
+            self.shelf.warm(model)  # another visitor's choice may have taken its place since
             return {self.status: f"Loading {_short(model)} …"}
         kinds = known_modalities(self.shelf.get(model))
         takes = ", ".join(["text", *(PLURALS[kind] for kind in kinds)])

@@ -1,0 +1,336 @@
+"""The chat page as people see it, in headless Chromium."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+pytest.importorskip("gradio")
+playwright_api = pytest.importorskip("playwright.sync_api")
+
+from playwright.sync_api import Browser, Page, Route, expect
+from ui.server import Server, running
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
+WAIT = 15_000  # milliseconds
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("browser"), delay=0.02) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with playwright_api.sync_playwright() as playwright:
+        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(server: Server, browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Opens the page as a new visitor; at the end checks that no visitor's browser asked another host for anything."""
+    contexts, strangers = [], []
+
+    def guard(route: Route) -> None:
+        if route.request.url.startswith((server.url, "data:", "blob:")):
+            route.continue_()
+        else:
+            strangers.append(route.request.url)
+            route.abort()
+
+    def open_page(width: int = 1200, height: int = 860) -> Page:
+        context = browser.new_context(viewport={"width": width, "height": height}, accept_downloads=True)
+        context.set_default_timeout(WAIT)
+        context.route("**/*", guard)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("dialog", lambda dialog: strangers.append(f"dialog {dialog.message}"))
+        page.goto(server.url)
+        expect(page.get_by_text("It takes text, pictures, sounds")).to_be_visible(timeout=WAIT)
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert strangers == []
+
+
+def box(page: Page) -> Any:
+    return page.get_by_role("textbox", name="Message", exact=True)
+
+
+def bot(page: Page) -> Any:
+    return page.locator("#chat [data-testid=bot]").last
+
+
+def say(page: Page, text: str) -> None:
+    box(page).fill(text)
+    box(page).press("Enter")
+
+
+def picture_file(size: tuple[int, int] = (40, 10)) -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, "red").save(buffer, "PNG")
+    return {"name": "red.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
+
+
+def attach(page: Page, file: dict[str, Any]) -> None:
+    with page.expect_response(re.compile("/upload")):
+        page.locator("#box input[type=file]").set_input_files(file)
+
+
+def test_a_typed_question_gets_a_streamed_answer(visit: Callable[..., Page]) -> None:
+    page = visit()
+    words = " ".join(f"w{i}" for i in range(80))
+    say(page, f"say {words}")
+    expect(bot(page)).to_contain_text("w3", timeout=WAIT)
+    assert "w79" not in bot(page).inner_text()
+    expect(bot(page)).to_contain_text("w79", timeout=WAIT)
+    expect(box(page)).to_have_value("")
+    expect(page.get_by_role("button", name="Submit")).to_be_visible()
+
+
+def test_stop_really_stops_the_model(visit: Callable[..., Page], server: Server) -> None:
+    page = visit()
+    say(page, "long")
+    expect(bot(page)).to_contain_text("word5", timeout=WAIT)
+    box(page).press_sequentially("typing goes on")  # the focus stays in the box while the answer streams
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_role("button", name="Submit")).to_be_visible()
+    produced = server.assistant.produced
+    time.sleep(0.3)
+    assert server.assistant.produced == produced < 9000
+    expect(box(page)).to_have_value("typing goes on")
+    say(page, "after")
+    expect(bot(page)).to_contain_text("You said after with 0 files.", timeout=WAIT)
+
+
+def test_an_example_can_be_clicked_or_reached_by_keyboard(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.get_by_role("button", name="Select example 2").click()
+    expect(bot(page)).to_contain_text("You said Which picture has more stars? with 2 files.", timeout=WAIT)
+    page.get_by_role("button", name="New chat").click()
+    page.get_by_role("button", name="Select example 4").focus()
+    page.keyboard.press("Enter")
+    expect(bot(page)).to_contain_text("You said What can you do? with 0 files.", timeout=WAIT)
+
+
+def test_a_picture_shows_before_and_after_sending(visit: Callable[..., Page]) -> None:
+    page = visit()
+    attach(page, picture_file())
+    thumbnail = page.locator("#box img")
+    expect(thumbnail).to_be_visible()
+    assert thumbnail.evaluate("image => image.naturalWidth") == 40
+    say(page, "what is it?")
+    expect(bot(page)).to_contain_text("You said what is it? with 1 files.", timeout=WAIT)
+    assert page.locator("#chat [data-testid=user] img").evaluate("image => image.naturalWidth") == 40
+    expect(thumbnail).to_have_count(0)
+
+
+def test_an_attached_file_can_be_removed_before_sending(visit: Callable[..., Page]) -> None:
+    page = visit()
+    attach(page, picture_file())
+    page.locator("#box").get_by_role("button", name=re.compile("delete|remove", re.IGNORECASE)).first.click()
+    expect(page.locator("#box img")).to_have_count(0)
+    say(page, "nothing")
+    expect(bot(page)).to_contain_text("with 0 files", timeout=WAIT)
+
+
+def test_a_sound_is_uploaded_and_played_in_the_conversation(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.get_by_role("button", name="Select example 3").click()
+    expect(bot(page)).to_contain_text("with 1 files", timeout=WAIT)
+    expect(page.locator("#chat").get_by_role("button", name="Play")).to_be_visible()
+    expect(page.get_by_role("button", name="Record audio")).to_be_visible()
+
+
+def test_a_pasted_picture_is_attached(visit: Callable[..., Page]) -> None:
+    page = visit()
+    paste = """(element, bytes) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], "pasted.png", {type: "image/png"}));
+        element.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, bubbles: true, cancelable: true}));
+    }"""
+    with page.expect_response(re.compile("/upload")):
+        box(page).evaluate(paste, list(picture_file()["buffer"]))
+    expect(page.locator("#box img")).to_be_visible()
+
+
+def test_a_broken_file_is_told_in_plain_words_and_the_message_is_kept(visit: Callable[..., Page]) -> None:
+    page = visit()
+    attach(page, {"name": "broken.png", "mimeType": "image/png", "buffer": b"\x89PNG\r\n\x1a\n nothing"})
+    say(page, "what is it?")
+    alert = page.get_by_role("alert")
+    expect(alert).to_contain_text("broken.png: ", timeout=WAIT)
+    assert not re.search(r"Traceback|Error|/tmp|0x", alert.inner_text())
+    expect(box(page)).to_have_value("what is it?")
+    page.get_by_role("button", name="New chat").click()
+    expect(alert).to_have_count(0)
+
+
+def test_a_bug_shows_no_inside(visit: Callable[..., Page]) -> None:
+    page = visit()
+    say(page, "crash")
+    expect(page.get_by_role("alert")).to_contain_text("Something went wrong inside the assistant", timeout=WAIT)
+    assert "secret detail" not in page.content()
+
+
+def test_an_empty_message_is_told(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.get_by_role("button", name="Submit").click()
+    expect(page.get_by_role("alert")).to_contain_text("The message is empty", timeout=WAIT)
+
+
+PAYLOADS = (
+    "<img src=x onerror=alert(1)>",
+    "<script>alert(2)</script>",
+    "<svg/onload=alert(3)>",
+    "<iframe src='http://example.org'></iframe>",
+    "![a](http://example.org/a.png)",
+    "[click](javascript:alert(4))",
+    "<a href='javascript:alert(5)'>x</a>",
+    '<b style="position:fixed">bold</b>',
+    "<style>*{display:none}</style>",
+)
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_html_of_users_and_models_is_inert(visit: Callable[..., Page], payload: str) -> None:
+    page = visit()
+    say(page, f"say {payload} end")
+    expect(bot(page)).to_contain_text("end", timeout=WAIT)
+    page.wait_for_timeout(200)
+    for side in ("user", "bot"):
+        message = page.locator(f"#chat [data-testid={side}]")
+        assert message.locator("img, script, svg, iframe, style, b, [style*=fixed], [onerror]").count() == 0
+        assert message.locator("a[href^=javascript]").count() == 0
+
+
+def test_markdown_and_code_are_rendered(visit: Callable[..., Page]) -> None:
+    page = visit()
+    say(page, "say **bold** and `<i>` end")
+    expect(bot(page).locator("strong")).to_have_text("bold", timeout=WAIT)
+    expect(bot(page).locator("code")).to_have_text("<i>")
+
+
+def test_retry_undo_and_edit(visit: Callable[..., Page], server: Server) -> None:
+    page = visit()
+    say(page, "first <b>")
+    expect(bot(page)).to_contain_text("with 0 files.", timeout=WAIT)
+    before = len(server.assistant.requests)
+    page.get_by_role("button", name="Retry").click()
+    expect(page.get_by_role("button", name="Submit")).to_be_visible()
+    expect(bot(page)).to_contain_text("with 0 files.", timeout=WAIT)
+    assert len(server.assistant.requests) == before + 1
+
+    page.locator("#chat").get_by_role("button", name="Edit").click()
+    editor = page.locator("#chat textarea")
+    editor.fill("changed <i>")
+    page.locator("#chat").get_by_role("button", name="Submit").click()
+    expect(bot(page)).to_contain_text("You said changed <i> with 0 files.", timeout=WAIT)
+    assert [len(messages) for messages in server.assistant.requests[before:]] == [1, 1]
+
+    page.get_by_role("button", name="Undo").click()
+    expect(box(page)).to_have_value("changed <i>")
+    expect(page.locator("#chat [data-testid=user]")).to_have_count(0)
+
+
+def test_a_thumb_and_a_comment_are_saved_with_consent_stated(visit: Callable[..., Page], server: Server) -> None:
+    page = visit()
+    expect(page.get_by_text("A thumb up or down saves the words of that exchange")).to_be_visible()
+    expect(page.get_by_text(str(server.feedback))).to_be_visible()
+    say(page, "rate me")
+    expect(bot(page)).to_contain_text("with 0 files.", timeout=WAIT)
+    page.get_by_role("button", name="Dislike").click()
+    page.get_by_label("What was good or bad about it?").fill("=too short")
+    page.get_by_role("button", name="Add comment").click()
+    expect(page.get_by_role("button", name="Add comment")).to_have_count(0)
+    records = [json.loads(line) for line in server.feedback.read_text().splitlines()][-2:]
+    assert [(record["rating"], record["comment"]) for record in records] == [("down", ""), ("down", "'=too short")]
+    assert records[0]["question"] == "rate me"
+    assert records[0]["conversation"] == records[1]["conversation"]
+
+
+def test_a_reload_keeps_the_conversation_and_other_tabs_do_not_see_it(visit: Callable[..., Page]) -> None:
+    page = visit()
+    say(page, "remember me")
+    expect(bot(page)).to_contain_text("remember me with 0 files.", timeout=WAIT)
+    page.reload()
+    expect(page.locator("#chat [data-testid=user]")).to_contain_text("remember me", timeout=WAIT)
+    tab = page.context.new_page()
+    tab.goto(page.url)
+    for other in (tab, visit()):
+        expect(other.get_by_role("button", name="Select example 1")).to_be_visible(timeout=WAIT)
+        assert "remember me" not in other.content()
+
+
+def test_the_conversation_is_saved_as_a_file(visit: Callable[..., Page]) -> None:
+    page = visit()
+    page.get_by_role("button", name="Select example 1").click()
+    expect(bot(page)).to_contain_text("with 1 files.", timeout=WAIT)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Save").click()
+    saved = json.loads(Path(download.value.path()).read_text())
+    assert [message["role"] for message in saved["messages"]] == ["user", "assistant"]
+    assert saved["messages"][0]["content"][0]["data"].startswith("data:image/png;base64,")
+
+
+def test_a_folder_without_a_model_is_told(visit: Callable[..., Page], tmp_path: Path) -> None:
+    page = visit()
+    page.get_by_role("button", name="Model").click()
+    page.get_by_label("Open a model folder").fill(str(tmp_path))
+    page.get_by_role("button", name="Open", exact=True).click()
+    expect(page.get_by_role("alert")).to_contain_text("no trained model here", timeout=WAIT)
+
+
+def test_a_model_folder_is_opened_and_answers(visit: Callable[..., Page], tmp_path: Path) -> None:
+    for name in ("config.yaml", "manifest.json"):
+        (tmp_path / name).write_text("{}")
+    page = visit()
+    page.get_by_role("button", name="Model").click()
+    page.get_by_label("Open a model folder").fill(str(tmp_path))
+    page.get_by_role("button", name="Open", exact=True).click()
+    expect(page.get_by_text(f"Model: {'/'.join(tmp_path.parts[-2:])}.")).to_be_visible(timeout=WAIT)
+    say(page, "hi")
+    expect(bot(page)).to_contain_text("You said hi with 0 files.", timeout=WAIT)
+
+
+@pytest.mark.parametrize("dialogue", [False, True])
+def test_a_phone_needs_no_sideways_scrolling(visit: Callable[..., Page], dialogue: bool) -> None:
+    page = visit(360, 740)
+    if dialogue:
+        say(page, "say " + "unbreakable" * 30 + " end")
+        expect(bot(page)).to_contain_text("end", timeout=WAIT)
+        for name in ("Model", "Parameters"):
+            page.get_by_role("button", name=name, exact=False).first.click()
+        expect(page.get_by_label("Seed")).to_be_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.get_by_role("button", name="Submit").bounding_box()["x"] < 340
+
+
+def test_every_control_has_a_name(visit: Callable[..., Page]) -> None:
+    page = visit()
+    for name in ("Model", "Parameters"):
+        page.get_by_role("button", name=name).first.click()
+    expect(page.get_by_label("Seed")).to_be_visible()
+    nameless = page.evaluate("""() => [...document.querySelectorAll("button, input, textarea, select")]
+        .filter(e => e.offsetParent && !e.disabled)
+        .filter(e => !(e.getAttribute("aria-label") || e.innerText || e.title || e.labels?.length
+                       || e.getAttribute("aria-labelledby")))
+        .map(e => e.outerHTML.slice(0, 200))""")
+    assert nameless == []
+    assert page.locator("#chat [role=log][aria-live=polite]").count() == 1

@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import itertools
+import json
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from chat.fake import FakeAssistant
+from PIL import Image
+
+from mmllm.chat.session import ChatSession, Sampling, file_types, known_modalities, text_of
+from mmllm.errors import DataError, MediaError
+from mmllm.processing.messages import check_turns, parse_messages
+
+GREEDY = Sampling()
+
+
+def answer(session: ChatSession, assistant: FakeAssistant) -> list[str]:
+    return list(session.reply(assistant, GREEDY))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "cat.png"
+    Image.new("RGB", (8, 6), "red").save(path)
+    return path
+
+
+def test_a_turn_puts_files_before_text_and_streams_growing_answers(picture: Path) -> None:
+    session, assistant = ChatSession(), FakeAssistant()
+    session.add_user("  hello ", [picture])
+    texts = answer(session, assistant)
+    assert texts[0] == "You"
+    assert texts[-1] == "You said hello with 1 files."
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
+    assert session.messages == [
+        {"role": "user", "content": [{"type": "image", "path": str(picture)}, {"type": "text", "text": "hello"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "You said hello with 1 files."}]},
+    ]
+    check_turns(parse_messages(session.request()), training=True)
+
+
+def test_the_assistant_gets_the_system_prompt_the_history_and_the_sampling() -> None:
+    session, assistant = ChatSession(system_prompt="Be kind."), FakeAssistant()
+    for text in ("one", "two"):
+        session.add_user(text)
+        list(session.reply(assistant, Sampling(7, 0.5, 0.9, 3)))
+    assert [message["role"] for message in assistant.requests[1]] == ["system", "user", "assistant", "user"]
+    assert assistant.requests[1][0]["content"] == "Be kind."
+    assert assistant.options[1] == {"max_new_tokens": 7, "temperature": 0.5, "top_p": 0.9, "seed": 3}
+
+
+def test_a_blank_system_prompt_is_left_out() -> None:
+    session = ChatSession(system_prompt="  ")
+    session.add_user("hi")
+    assert [message["role"] for message in session.request()] == ["user"]
+
+
+@pytest.mark.parametrize("text", ["", "  \n "])
+def test_an_empty_turn_is_refused(text: str) -> None:
+    session = ChatSession()
+    with pytest.raises(DataError, match="empty"):
+        session.add_user(text)
+    assert session.messages == []
+
+
+def test_a_file_of_another_kind_is_refused_by_name_and_nothing_is_added(picture: Path) -> None:
+    session = ChatSession()
+    with pytest.raises(DataError, match=r"report\.pdf: this assistant takes pictures and sounds") as caught:
+        session.add_user("look", [picture, picture.with_name("report.pdf")])
+    assert str(picture.parent) not in str(caught.value)
+    with pytest.raises(DataError, match=r"cat\.png: this assistant takes sounds"):
+        session.add_user("look", [picture], ("audio",))
+    with pytest.raises(DataError, match=r"takes text only"):
+        session.add_user("look", [picture], ())
+    assert session.messages == []
+
+
+def test_a_second_question_waits_for_the_first_answer() -> None:
+    session = ChatSession()
+    session.add_user("one")
+    with pytest.raises(DataError, match="still being answered"):
+        session.add_user("two")
+    reply = session.reply(FakeAssistant(), GREEDY)
+    next(reply)
+    with pytest.raises(DataError, match="still being answered"):
+        session.add_user("two")
+    list(reply)
+    session.add_user("two")
+
+
+def test_there_is_no_answer_without_a_question() -> None:
+    session = ChatSession()
+    with pytest.raises(DataError, match="no question"):
+        answer(session, FakeAssistant())
+    assert session.messages == []
+
+
+def test_stop_from_another_thread_ends_the_production_of_tokens() -> None:
+    session, assistant = ChatSession(), FakeAssistant(delay=0.005)
+    session.add_user("long")
+    threading.Timer(0.1, session.stop).start()
+    started = time.monotonic()
+    texts = answer(session, assistant)
+    produced = assistant.produced
+    assert 0 < produced < 1000
+    assert time.monotonic() - started < 5
+    time.sleep(0.05)
+    assert assistant.produced == produced
+    assert text_of(session.messages[-1]) == texts[-1]
+    session.add_user("and now?")
+
+
+def test_stop_before_the_reply_begins_produces_nothing() -> None:
+    session, assistant = ChatSession(), FakeAssistant()
+    session.add_user("long")
+    session.stop()
+    assert answer(session, assistant) == []
+    assert assistant.requests == []
+    assert session.messages[-1] == {"role": "assistant", "content": [{"type": "text", "text": ""}]}
+
+
+def test_an_abandoned_reply_tells_the_model_to_stop_and_keeps_what_was_said() -> None:
+    session, assistant = ChatSession(), FakeAssistant()
+    session.add_user("long")
+    reply = session.reply(assistant, GREEDY)
+    next(reply)
+    next(reply)
+    reply.close()
+    assert text_of(session.messages[-1]) == "word0 word1"
+    assert not session.answering
+
+
+def test_an_error_before_the_first_word_leaves_the_question_to_be_taken_back(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n nothing")
+    session = ChatSession()
+    session.add_user("what is it?", [broken])
+    with pytest.raises(MediaError) as caught:
+        answer(session, FakeAssistant())
+    assert session.waiting
+    reason = session.plain(str(caught.value))
+    assert reason.startswith("broken.png: ")
+    assert str(tmp_path) not in reason
+    assert session.undo() == ("what is it?", [str(broken)])
+    assert session.messages == []
+
+
+def test_retry_answers_the_same_question_again() -> None:
+    session, assistant = ChatSession(), FakeAssistant()
+    for text in ("one", "two"):
+        session.add_user(text)
+        answer(session, assistant)
+    session.retry()
+    assert [message["role"] for message in session.messages] == ["user", "assistant", "user"]
+    answer(session, assistant)
+    assert text_of(session.messages[-1]) == "You said two with 0 files."
+    session.retry(1)
+    assert [text_of(message) for message in session.messages] == ["one"]
+    with pytest.raises(DataError, match="nothing to answer"):
+        ChatSession().retry()
+
+
+def test_undo_gives_back_text_and_files(picture: Path) -> None:
+    session, assistant = ChatSession(), FakeAssistant()
+    session.add_user("one")
+    answer(session, assistant)
+    session.add_user("two", [picture])
+    answer(session, assistant)
+    assert session.undo() == ("two", [str(picture)])
+    assert [text_of(message) for message in session.messages] == ["one", "You said one with 0 files."]
+    assert session.undo(1) == ("one", [])
+    assert session.messages == []
+
+
+def test_edit_changes_the_words_keeps_the_files_and_drops_what_follows(picture: Path) -> None:
+    session, assistant = ChatSession(), FakeAssistant()
+    session.add_user("one", [picture])
+    answer(session, assistant)
+    session.add_user("two")
+    answer(session, assistant)
+    session.edit(0, " three ")
+    assert session.messages == [
+        {"role": "user", "content": [{"type": "image", "path": str(picture)}, {"type": "text", "text": "three"}]}
+    ]
+    answer(session, assistant)
+    for index in (1, 9):
+        with pytest.raises(DataError, match="Only your own messages"):
+            session.edit(index, "x")
+    session.edit(0, "")
+    assert text_of(session.messages[0]) == ""
+
+
+def test_retry_while_an_answer_streams_ends_that_answer_first() -> None:
+    session, assistant = ChatSession(), FakeAssistant()
+    session.add_user("long")
+    old = session.reply(assistant, GREEDY)
+    next(old)
+    session.retry()
+    list(old)
+    assert assistant.produced < 5
+    assert [message["role"] for message in session.messages] == ["user"]
+    assert next(session.reply(assistant, GREEDY)) == "word0"
+
+
+def test_clear_starts_a_conversation_with_another_id() -> None:
+    session = ChatSession(system_prompt="Be kind.")
+    session.add_user("one")
+    answer(session, FakeAssistant())
+    session.rated = (1, "up")
+    before = session.id
+    session.clear()
+    assert (session.messages, session.rated, session.system_prompt) == ([], None, "Be kind.")
+    assert session.id != before
+
+
+def test_export_is_self_contained_and_reads_back_as_messages(picture: Path) -> None:
+    session = ChatSession(system_prompt="Be kind.")
+    session.add_user("what — is it?", [picture])
+    answer(session, FakeAssistant())
+    exported = json.loads(session.export())
+    assert exported["id"] == session.id
+    assert str(picture.parent) not in session.export()
+    messages = parse_messages(exported["messages"])
+    check_turns(messages, training=True)
+    assert [message.role for message in messages] == ["system", "user", "assistant"]
+    assert messages[1].parts[0].type == "image"
+    assert str(messages[1].parts[0].value).startswith("data:image/png;base64,iVBOR")
+    assert messages[1].text == "what — is it?"
+
+
+def test_two_sessions_share_nothing() -> None:
+    first, second = ChatSession(), ChatSession()
+    first.add_user("secret")
+    first.stop()
+    assert second.messages == []
+    second.add_user("hello")
+    assert answer(second, FakeAssistant())[-1] == "You said hello with 0 files."
+
+
+def test_file_types_follow_the_assistant() -> None:
+    class Deaf(FakeAssistant):
+        modalities = ("image", "smell")
+
+    assert known_modalities(Deaf()) == ("image",)
+    assert ".png" in file_types(known_modalities(Deaf()))
+    assert ".wav" not in file_types(known_modalities(Deaf()))
