@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mmllm.assistant import Assistant as Assistant
     from mmllm.assistant import load as load
 
-__version__ = version("mmllm")
+__version__ = "0.1.0"
 __all__ = ["Assistant", "__version__", "load"]
 
 

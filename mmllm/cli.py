@@ -102,6 +102,7 @@ def build_parser() -> argparse.ArgumentParser:
     validate = data.add_parser("validate", help="report every fault of a data file as file:line; exit 1 if there is any")
     validate.add_argument("file", metavar="FILE")
     validate.add_argument("--format", help="messages, llava, sharegpt or nextgpt; guessed when not given")
+    validate.add_argument("--root", metavar="DIR", help="folder that media paths start from; default: the file's own")
     validate.add_argument("--fast", action="store_true", help="do not decode media, only look whether they are there")
     validate.set_defaults(command=_data_validate)
     show = data.add_parser("show", help="print a batch with the supervised text coloured")
@@ -115,7 +116,7 @@ def build_parser() -> argparse.ArgumentParser:
 def find_config(name: str) -> Path:
     """A configuration file by path, or by its name among the shipped ones."""
     path = Path(name)
-    if path.is_file() or path.suffix:
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
         return path
     for folder in CONFIG_FOLDERS:
         for match in folder.rglob(f"{name}.yaml"):
@@ -249,7 +250,7 @@ def _demo(options: argparse.Namespace) -> int:
 def _data_validate(options: argparse.Namespace) -> int:
     from mmllm.data.validate import run_validate
 
-    return run_validate(options.file, format=options.format, fast=options.fast)
+    return run_validate(options.file, format=options.format, fast=options.fast, root=options.root)
 
 
 def _data_show(options: argparse.Namespace) -> int:

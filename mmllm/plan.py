@@ -9,7 +9,7 @@ from typing import Any
 
 from mmllm.config.base import BuildContext
 from mmllm.config.run import InputConfig, ModelConfig, RunConfig
-from mmllm.errors import ConfigError, MmllmError
+from mmllm.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,12 @@ def make_plan(config: RunConfig, context: BuildContext) -> Plan:
         path = f"model.inputs.{name}"
         try:
             inputs[name] = _input_plan(part, offline)
-        except MmllmError as error:
+        except ValueError as error:  # ours, and those with which the libraries refuse sizes that do not fit
             problems.append((path, str(error)))
     try:
         with torch.device("meta"):
             model = MultimodalLM.from_config(config.model, offline)
-    except MmllmError as error:
+    except ValueError as error:
         if not problems:
             problems.append(("model", str(error)))
     if problems:

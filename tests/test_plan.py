@@ -53,7 +53,8 @@ def test_every_shipped_configuration_has_a_plan(path: Path, capsys: pytest.Captu
         ("stages.align.max_length=8", "raise max_length"),
         ("stages.align.micro_batch_size=64", "more than batch_size"),
         ("stages.align.train=[inputs.video.projector]", "matches no part"),
-        ("model.backbone.architecture.num_attention_heads=7", ""),
+        ("model.inputs.image.projector.num_heads=5", "64"),
+        ("model.backbone.architecture.num_key_value_heads=3", "model"),
     ],
 )
 def test_a_contradiction_exits_2_and_says_what_to_change(

@@ -67,7 +67,14 @@ class CausalLMConfig(BackboneConfig):
                 "{model_type: …, hidden_size: …, num_hidden_layers: …, vocab_size: …}` or a local folder as `pretrained`"
             )
         numbers = dict(self.architecture)
-        return AutoConfig.for_model(numbers.pop("model_type"), **numbers)
+        config = AutoConfig.for_model(numbers.pop("model_type", None), **numbers)
+        heads, groups = numbers.get("num_attention_heads"), numbers.get("num_key_value_heads")
+        if heads and groups and heads % groups:  # transformers finds out only in the first forward pass
+            raise MmllmError(
+                f"backbone: {heads} attention heads cannot share {groups} key-value heads; num_key_value_heads must divide "
+                "num_attention_heads"
+            )
+        return config
 
     def vocab_rows(self, context: BuildContext) -> int:
         return int(self.hf_config(context).vocab_size)

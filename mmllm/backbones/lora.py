@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt
@@ -38,4 +39,7 @@ class LoraConfig(AdapterConfig):
             task_type="CAUSAL_LM",
             bias="none",
         )
-        return peft.get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # peft asks transformers for a property by its old name; nothing that a user could act on.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+            return peft.get_peft_model(model, config)

@@ -50,7 +50,7 @@ class DataSource(Config):
     """
 
     reader: AnyReader
-    weight: PositiveFloat = 1.0
+    weight: Annotated[PositiveFloat, Field(allow_inf_nan=False)] = 1.0
 
     @model_validator(mode="before")
     @classmethod

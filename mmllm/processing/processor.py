@@ -11,7 +11,7 @@ Labels. The chat template is rendered by transformers' sandboxed Jinja. Where it
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from mmllm.config.families import Preprocessor, ProjectorConfig
     from mmllm.config.run import ModelConfig
 
-DECODERS = {"image": decode_image, "audio": decode_audio}
+DECODERS: dict[str, Callable[..., Any]] = {"image": decode_image, "audio": decode_audio}
 
 
 @dataclass(frozen=True)
