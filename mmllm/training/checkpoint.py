@@ -89,7 +89,7 @@ def save(
         write_manifest(temporary)
         for path in [*temporary.rglob("*"), temporary]:
             _sync(path)
-        replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+        replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
         if folder.exists():
             folder.rename(replaced)
         temporary.rename(folder)
@@ -324,7 +324,7 @@ def read_position(folder: Path) -> Position:
 
 def write_manifest(folder: Path) -> None:
     """Write ``manifest.json``: size in bytes and SHA-256 of every other file."""
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / "manifest.json")
     listing = {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": _file_hash(p)} for p in files}
     _write_json(folder / "manifest.json", {"format": FORMAT, "files": listing})
 
