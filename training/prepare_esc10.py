@@ -61,7 +61,7 @@ with an author and a licence of its own:
 
 
 def read_categories(source: Path) -> tuple[dict[str, str], dict[str, str]]:
-    """({clip stem: category}, {clip stem: attribution}) from the .jsonl, meta/esc50.csv and LICENSE files of a source."""
+    """({clip stem: category}, {clip stem: attribution}) from .jsonl files, meta/esc50.csv and LICENSE of a source."""
     categories, credits = {}, {}
     for path in sorted(source.rglob("*.jsonl")):
         for line in path.read_text().splitlines():
@@ -82,7 +82,7 @@ def read_categories(source: Path) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def folder_category(path: PurePosixPath) -> str:
-    """"001 - Dog bark/1-100032-A.ogg" -> "dog bark"; "" where the folder names none of the ten."""
+    """ "001 - Dog bark/1-100032-A.ogg" -> "dog bark"; "" where the folder names none of the ten."""
     name = path.parent.name.split(" - ")[-1].lower()
     return name if name in CATEGORIES else ""
 
@@ -114,8 +114,8 @@ def prepare(source: Path, output: Path, validation: set[int]) -> str:
             clips[path.stem] = f"- {path.name} ({category}): {credit}"
     if not rows:
         raise FileNotFoundError(
-            f"no ESC-10 clip in {source}, its folders or its archives; expected files called {{fold}}-{{id}}-{{take}}.wav "
-            "or .ogg, and their categories in meta/esc50.csv, in .jsonl files or as folder names"
+            f"no ESC-10 clip in {source}, its folders or its archives; expected files called {{fold}}-{{id}}-{{take}} "
+            "with .wav or .ogg, and their categories in meta/esc50.csv, in .jsonl files or as folder names"
         )
     counts = write_splits(output, [rows[name] for name in sorted(rows)])
     readme = README.format(

@@ -31,7 +31,7 @@ Written by `training/prepare_fsdd.py`. One question per recording: "{prompt}" ->
 Source: Zohar Jackson and contributors, Free Spoken Digit Dataset (FSDD),
 https://github.com/Jakobovski/free-spoken-digit-dataset, speakers {speakers}.
 Licence: Creative Commons Attribution-ShareAlike 4.0 International (CC BY-SA 4.0),
-https://creativecommons.org/licenses/by-sa/4.0/. The recordings are unchanged; this folder is shared under the same licence.
+https://creativecommons.org/licenses/by-sa/4.0/. The recordings are unchanged; this folder is under the same licence.
 
 {counts}
 """
@@ -81,7 +81,7 @@ def message(identifier: str, media: str, prompt: str, answer: str) -> dict[str, 
 
 
 def write_splits(output: Path, rows: list[tuple[str, dict[str, object]]]) -> str:
-    """Write {split}.jsonl for each split that has rows, remove one left from an earlier run; returns a list in words."""
+    """Write {split}.jsonl for each split with rows, remove one left from an earlier run; returns a list in words."""
     counts = []
     for split in ("train", "validation", "test"):
         lines = [json.dumps(row) for name, row in rows if name == split]
