@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmllm.chat.feedback import FeedbackLog, default_path
 from mmllm.chat.shelf import EMBEDDED, ModelShelf, find_models
+from mmllm.errors import MmllmError
+
+if TYPE_CHECKING:
+    from mmllm.chat.session import Assistant
 
 
 def launch(
@@ -19,19 +24,29 @@ def launch(
 
     ``model`` is ``"embedded"`` or a model folder; ``models_dir`` holds more model folders to choose from; ``port`` None
     takes the first free one from 7860; ``feedback`` is the file for thumbs up and down (``default_path()`` if None).
-    The page is up at once; the model loads in the background. Raises ``CheckpointError`` when ``models_dir`` or a model
-    folder does not exist.
+    The page is up at once; the model loads in the background. Raises ``MmllmError`` when gradio is not installed, a
+    model folder does not exist, or the port is taken.
     """
-    import mmllm.assistant
-    from mmllm.ui.page import serve
-
+    try:
+        from mmllm.ui.serve import serve
+    except ModuleNotFoundError as error:
+        if error.name != "gradio":
+            raise
+        raise MmllmError("the demo needs gradio; install it with `pip install 'mmllm[demo]'`") from error
     found = [str(folder.resolve()) for folder in find_models(Path(models_dir))] if models_dir is not None else []
-    first = model if model == EMBEDDED else str(mmllm.assistant.model_folder(model).resolve())
+    first = model if model == EMBEDDED else _folder(model)
     log = FeedbackLog(Path(feedback) if feedback else default_path())
-    serve(
-        ModelShelf(mmllm.assistant.load),
-        list(dict.fromkeys([first, EMBEDDED, *found])),
-        log,
-        port,
-        open_browser=open_browser,
-    )
+    names = list(dict.fromkeys([first, EMBEDDED, *found]))
+    serve(ModelShelf(_load), names, log, port, open_browser=open_browser)
+
+
+def _load(name: str) -> Assistant:
+    import mmllm  # brings torch in: in the background, while the page is up already
+
+    return mmllm.load(name)
+
+
+def _folder(model: str) -> str:
+    from mmllm.assistant import model_folder
+
+    return str(model_folder(model).resolve())

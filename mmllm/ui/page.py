@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import html
 import logging
-import os
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +16,7 @@ from mmllm.chat.session import PLURALS, SUFFIXES, ChatSession, Sampling, file_ty
 from mmllm.chat.shelf import EMBEDDED, ModelShelf, find_models
 from mmllm.chat.store import SessionStore
 from mmllm.errors import MmllmError
-from mmllm.ui.assets import EXAMPLES, asset, example_files, script
-from mmllm.ui.guard import LocalOnly
+from mmllm.ui.assets import EXAMPLES, example_files, script
 from mmllm.ui.markup import from_markdown, to_markdown
 
 BUG = "Something went wrong inside the assistant; details are in the console."
@@ -27,44 +24,9 @@ ABOUT = (
     "Ask about a picture or a sound. The embedded assistant is very small: it knows simple shapes, everyday sounds and "
     "spoken digits, not the wide world, and it makes mistakes. Everything stays on this computer."
 )
-MAX_FILE_SIZE = "50mb"
-MAX_QUEUE = 32
 UPDATE_SECONDS = 0.04  # while an answer streams the page is redrawn at most this often
 Update = dict[Any, Any]
 _log = logging.getLogger(__name__)
-
-
-def serve(
-    shelf: ModelShelf,
-    names: list[str],
-    log: FeedbackLog,
-    port: int | None = None,
-    *,
-    open_browser: bool = False,
-    block: bool = True,
-) -> gr.Blocks:
-    """Serve the page for the models called ``names``; the first starts loading. Returns at once if not ``block``."""
-    # Uploads live in a folder of this run that only this user can open; it goes away with the process.
-    uploads = tempfile.TemporaryDirectory(prefix="mmllm-demo-", ignore_cleanup_errors=True)
-    os.environ["GRADIO_TEMP_DIR"] = uploads.name
-    demo = build_demo(shelf, names, log)
-    demo.uploads = uploads
-    shelf.warm(names[0])
-    demo.queue(max_size=MAX_QUEUE).launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=False,
-        inbrowser=open_browser,
-        prevent_thread_lock=not block,
-        max_file_size=MAX_FILE_SIZE,
-        ssr_mode=False,
-        enable_monitoring=False,
-        theme=_theme(),
-        css_paths=[str(asset("demo.css"))],
-        footer_links=["api"],
-        app_kwargs={"middleware": [(LocalOnly, (), {})]},
-    )
-    return demo
 
 
 def build_demo(shelf: ModelShelf, names: list[str], log: FeedbackLog) -> gr.Blocks:
@@ -371,12 +333,12 @@ def _short(name: str) -> str:
     return name if name == EMBEDDED else "/".join(Path(name).parts[-2:])
 
 
-def _theme() -> gr.themes.Base:
+def theme() -> gr.themes.Base:
     """Quiet greys, one teal accent, and the fonts the computer already has."""
     sans = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
     mono = ["ui-monospace", "Cascadia Code", "Menlo", "Consolas", "monospace"]
-    theme = gr.themes.Soft(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=sans, font_mono=mono)
-    return theme.set(
+    soft = gr.themes.Soft(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=sans, font_mono=mono)
+    return soft.set(
         body_background_fill="white",
         body_text_color_subdued="*neutral_600",
         body_text_color_subdued_dark="*neutral_300",

@@ -24,6 +24,8 @@ class FakeAssistant:
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay
         self.produced = 0
+        self.active = 0
+        self.most_active = 0
         self.requests: list[list[Any]] = []
         self.options: list[dict[str, Any]] = []
 
@@ -51,9 +53,14 @@ class FakeAssistant:
             answer = text.removeprefix("say ")
         else:
             answer = f"You said {text} with {len(media)} files."
-        for index, word in enumerate(answer.split(" ")):
-            if stop.is_set():
-                return
-            time.sleep(self.delay)
-            self.produced += 1
-            yield word if index == 0 else " " + word
+        self.active += 1
+        self.most_active = max(self.most_active, self.active)
+        try:
+            for index, word in enumerate(answer.split(" ")):
+                if stop.is_set():
+                    return
+                time.sleep(self.delay)
+                self.produced += 1
+                yield word if index == 0 else " " + word
+        finally:
+            self.active -= 1

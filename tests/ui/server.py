@@ -24,7 +24,7 @@ class Server:
 
 @contextmanager
 def running(folder: Path, delay: float = 0.0) -> Iterator[Server]:
-    from mmllm.ui.page import serve
+    from mmllm.ui.serve import serve
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

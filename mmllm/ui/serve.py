@@ -1,0 +1,61 @@
+"""The page's server: one process, on this computer only, with limits."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from typing import TYPE_CHECKING
+
+from mmllm.chat.feedback import FeedbackLog
+from mmllm.chat.shelf import ModelShelf
+from mmllm.errors import MmllmError
+from mmllm.ui.assets import asset
+from mmllm.ui.guard import LocalOnly
+from mmllm.ui.page import build_demo, theme
+
+if TYPE_CHECKING:
+    from gradio import Blocks
+
+MAX_FILE_SIZE = "50mb"
+MAX_QUEUE = 32
+
+
+def serve(
+    shelf: ModelShelf,
+    names: list[str],
+    log: FeedbackLog,
+    port: int | None = None,
+    *,
+    open_browser: bool = False,
+    block: bool = True,
+) -> Blocks:
+    """Serve the page for the models called ``names``; the first starts loading. Returns at once if not ``block``."""
+    # Uploads live in a folder of this run that only this user can open; it goes away with the process.
+    uploads = tempfile.TemporaryDirectory(prefix="mmllm-demo-", ignore_cleanup_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = uploads.name
+    demo = build_demo(shelf, names, log)
+    demo.uploads = uploads
+    try:
+        demo.queue(max_size=MAX_QUEUE).launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=False,
+            inbrowser=open_browser,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=MAX_FILE_SIZE,
+            ssr_mode=False,
+            enable_monitoring=False,
+            theme=theme(),
+            css_paths=[str(asset("demo.css"))],
+            footer_links=["api"],
+            app_kwargs={"middleware": [(LocalOnly, (), {})]},
+        )
+    except OSError as error:
+        which = f"port {port} is" if port else "ports 7860 to 7959 are"
+        raise MmllmError(f"{which} taken on 127.0.0.1; choose another one") from error
+    shelf.warm(names[0])  # only now: reading a model would slow the page down
+    if block:
+        print(f"mmllm chat is open at {demo.local_url} (Ctrl-C ends it)", flush=True)
+        demo.block_thread()
+    return demo
