@@ -41,8 +41,7 @@ class Words:
         return cls(["<pad>", "<start>", *sorted(found), "<end>"], context)
 
     def encode(self, text: str) -> list[int]:
-        """Ids with start and end. Words beyond the context are dropped, and the rare ones (counts above twenty) that the
-        scenes behind the list never showed; the end is kept."""
+        """Ids with start and end. Words beyond the context or outside the list are dropped, the end is kept."""
         return [START, *[self.ids[w] for w in split(text) if w in self.ids][: self.context - 2], len(self.words) - 1]
 
     def decode(self, ids: list[int]) -> list[str]:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from train_clip import Trainee
 
 
-
 @torch.no_grad()
 def probe(model: Trainee, words: Words, per_kind: int, nlvr: Path | None) -> dict[str, dict[str, float]]:
     """Per kind of scene: word accuracy under teacher forcing, exact greedy captions, exact patches, by caption type.
@@ -51,7 +50,9 @@ def _measure(model: Trainee, words: Words, scenes: list[Scene], rng: random.Rand
         right = (logits[:, :-1].argmax(-1) == text[:, 1:])[text[:, 1:] != 0]
         hits.setdefault("word accuracy", []).extend(right.float().tolist())
         joint = (model.grounding(patches)[..., :JOINT] > 0) == (batch["grounding"][..., :JOINT] > 0)
-        hits.setdefault("grounding: exact pictures", []).extend((joint.all(-1) | ~features.mask).all(-1).float().tolist())
+        hits.setdefault("grounding: exact pictures", []).extend(
+            (joint.all(-1) | ~features.mask).all(-1).float().tolist()
+        )
         written = _greedy(text, words, lambda t, p=patches, m=features.mask: model.write(model.read(t)[0], p, m))
         for want, got in zip(text.tolist(), written.tolist(), strict=True):
             name = _name(words.decode(want))

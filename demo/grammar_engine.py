@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from statement_grammar import GRAMMAR
@@ -23,7 +23,7 @@ class Node:
     children: tuple[Node, ...]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tokens(pattern: str) -> tuple[str, ...]:
     return tuple(pattern.split())
 
@@ -147,11 +147,13 @@ def weighted(counts: dict[str, dict[str, dict[str, int]]], floor: float = 0.3) -
 
 FIXES: tuple[tuple[str, str], ...] = (
     (r"^ll ", "all "), (r"^t least", "at least"), (r"\btleast\b", "at least"), (r"\bble\b|\bb; ue\b", "blue"),
-    (r"\b(exacrly|eactly|exacty|exacts)\b", "exactly"), (r"\b(lest|lease|leats)\b", "least"), (r"\bal least\b", "at least"),
+    (r"\b(exacrly|eactly|exacty|exacts)\b", "exactly"), (r"\b(lest|lease|leats)\b", "least"),
+    (r"\bal least\b", "at least"),
     (r"\b(traingle|trianlge)", "triangle"), (r"\b(yelllow|yelow|yelloe)\b", "yellow"), (r"\b(sqaure|squere)", "square"),
     (r"\b(ciircle|cirlce)", "circle"), (r"\bthere (isa|s a)\b", "there is a"), (r"\b(egde|adge)\b", "edge"),
     (r"\bablue\b", "a blue"), (r"\babox\b", "a box"), (r"\b(wih|wirh|wwith)\b", "with"), (r"\bbkack\b", "black"),
-    (r"\bod\b", "of"), (r"\bnealy\b", "nearly"), (r"^(the is|theer is|there ia|there opis)\b", "there is"), (r"^there a\b", "there is a"), (r"\bblicks\b", "blocks"),
+    (r"\bod\b", "of"), (r"\bnealy\b", "nearly"), (r"^(the is|theer is|there ia|there opis)\b", "there is"),
+    (r"^there a\b", "there is a"), (r"\bblicks\b", "blocks"),
     (r"\bthere box\b", "there is box"), (r"\bbow\b", "box"), (r"\bblue black\b", "blue block"), (r"\bgray\b", "grey"),
 )  # fmt: skip
 

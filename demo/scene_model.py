@@ -60,7 +60,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Scene:
-    """``kind`` is canvas, scatter or tower; ``boxes`` are (x, y, width, height), one covering everything on a canvas."""
+    """``kind`` is canvas, scatter or tower; ``boxes`` are (x, y, width, height), on a canvas one for all of it."""
 
     kind: str
     width: int
@@ -83,7 +83,9 @@ def scene_from_nlvr(structured: list[list[dict[str, Any]]]) -> Scene:
     """The scene behind an NLVR ``structured_rep``: three lists of x_loc, y_loc, size, type, color."""
     names = {"#0099ff": "blue", "Black": "black", "Yellow": "yellow"}
     items = [
-        Item(o["type"], names[o["color"]], o["size"], o["x_loc"] + BOXES[i][0], o["y_loc"], BOX_COLORS[names[o["color"]]])
+        Item(
+            o["type"], names[o["color"]], o["size"], o["x_loc"] + BOXES[i][0], o["y_loc"], BOX_COLORS[names[o["color"]]]
+        )
         for i, box in enumerate(structured)
         for o in box
     ]

@@ -93,7 +93,11 @@ def _box_count(scene: Scene, rng: random.Random) -> Question | None:
     name, test = _group(scene, rng)
     index = rng.randrange(3)
     number = NUMBERS[sum(map(test, box_items(scene)[index]))]
-    forms = ("How many {} are in the {} box?", "How many {} does the {} box have?", "How many {} do you see in the {} box?")
+    forms = (
+        "How many {} are in the {} box?",
+        "How many {} does the {} box have?",
+        "How many {} do you see in the {} box?",
+    )
     return "count", rng.choice(forms).format(name, BOX_NAMES[index]), number
 
 
@@ -110,7 +114,12 @@ def _color(scene: Scene, rng: random.Random) -> Question | None:
     if not options:
         return None
     name, color = rng.choice(options)
-    forms = ("What color is the {}?", "What colour is the {}?", "Which color does the {} have?", "The {} has what color?")
+    forms = (
+        "What color is the {}?",
+        "What colour is the {}?",
+        "Which color does the {} have?",
+        "The {} has what color?",
+    )
     return "color", rng.choice(forms).format(name), color
 
 
@@ -125,7 +134,12 @@ def _shape(scene: Scene, rng: random.Random) -> Question | None:
     if not options:
         return None
     name, shape = rng.choice(options)
-    forms = ("What shape is the {} item?", "What is the shape of the {} object?", "Which shape is {}?", "What is the {} thing?")
+    forms = (
+        "What shape is the {} item?",
+        "What is the shape of the {} object?",
+        "Which shape is {}?",
+        "What is the {} thing?",
+    )
     return "shape", rng.choice(forms).format(name), shape
 
 
@@ -152,7 +166,12 @@ def _where(scene: Scene, rng: random.Random) -> Question | None:
     found = _unique(scene, rng)
     if found is None or not _clear(scene, found[0]):
         return None
-    forms = ("Where is the {}?", "Where in the picture is the {}?", "In which part of the picture is the {}?", "Where do you see the {}?")
+    forms = (
+        "Where is the {}?",
+        "Where in the picture is the {}?",
+        "In which part of the picture is the {}?",
+        "Where do you see the {}?",
+    )
     return "position", rng.choice(forms).format(found[1]), place(scene, found[0])
 
 
@@ -200,7 +219,11 @@ def _bigger(scene: Scene, rng: random.Random) -> Question | None:
 
 def _more(scene: Scene, rng: random.Random) -> Question | None:
     colors, shapes = _words(scene)
-    seen = [i.color for i in scene.items] if rng.random() < 0.5 or scene.kind == "tower" else [i.shape for i in scene.items]
+    seen = (
+        [i.color for i in scene.items]
+        if rng.random() < 0.5 or scene.kind == "tower"
+        else [i.shape for i in scene.items]
+    )
     values = colors if seen[0] in colors else shapes
     counts = Counter(seen)
     first = rng.choice(seen)
@@ -218,7 +241,11 @@ def _more(scene: Scene, rng: random.Random) -> Question | None:
     if style < 0.5:
         return "comparison", f"Are there as many {plural[0]} as {plural[1]}?", "yes" if difference == 0 else "no"
     answer = "same" if difference == 0 else plural[0 if difference > 0 else 1]
-    return "comparison", rng.choice(("Are there more {} or more {}?", "Which are there more of, {} or {}?")).format(*plural), answer
+    return (
+        "comparison",
+        rng.choice(("Are there more {} or more {}?", "Which are there more of, {} or {}?")).format(*plural),
+        answer,
+    )
 
 
 def _exists(scene: Scene, rng: random.Random) -> Question | None:
@@ -227,7 +254,8 @@ def _exists(scene: Scene, rng: random.Random) -> Question | None:
         name, test = _group(scene, rng)
         if any(map(test, scene.items)) == wanted:
             article = "an" if name[0] in "aeio" else "a"
-            forms = (f"Is there {article} {_one(name)}?", f"Do you see {article} {_one(name)}?", f"Are there any {name}?",
+            forms = (f"Is there {article} {_one(name)}?", f"Do you see {article} {_one(name)}?",
+                     f"Are there any {name}?",
                      f"Is there {article} {_one(name)} in the picture?", f"Can you see any {name}?")  # fmt: skip
             return "existence", rng.choice(forms), "yes" if wanted else "no"
     return None
@@ -262,9 +290,17 @@ def _touch(scene: Scene, rng: random.Random) -> Question | None:
     wall = f"the {side} wall" if side else "a wall"
     if rng.random() < 0.5:
         number = NUMBERS[len(touched)]
-        return "touch", rng.choice((f"How many {name} touch {wall}?", f"How many {name} are touching {wall} of their box?")), number
+        return (
+            "touch",
+            rng.choice((f"How many {name} touch {wall}?", f"How many {name} are touching {wall} of their box?")),
+            number,
+        )
     article = "an" if name[0] in "aeio" else "a"
-    forms = (f"Does {article} {_one(name)} touch {wall}?", f"Is {article} {_one(name)} touching {wall}?", f"Do any {name} touch {wall}?")
+    forms = (
+        f"Does {article} {_one(name)} touch {wall}?",
+        f"Is {article} {_one(name)} touching {wall}?",
+        f"Do any {name} touch {wall}?",
+    )
     return "touch", rng.choice(forms), "yes" if touched else "no"
 
 
@@ -272,7 +308,11 @@ def _height(scene: Scene, rng: random.Random) -> Question | None:
     heights = [len(items) for items in box_items(scene)]
     index = rng.randrange(3)
     if rng.random() < 0.6:
-        forms = ("How many blocks does the {} tower have?", "How high is the {} tower?", "How many blocks are in the {} tower?")
+        forms = (
+            "How many blocks does the {} tower have?",
+            "How high is the {} tower?",
+            "How many blocks are in the {} tower?",
+        )
         return "tower", rng.choice(forms).format(BOX_NAMES[index]), NUMBERS[heights[index]]
     word = rng.choice(("tallest", "shortest"))
     best = max(heights) if word == "tallest" else min(heights)
@@ -284,7 +324,9 @@ def _height(scene: Scene, rng: random.Random) -> Question | None:
 def _level(scene: Scene, rng: random.Random) -> Question | None:
     index = rng.randrange(3)
     items = box_items(scene)[index]
-    level, names = rng.choice(((0, ("base", "bottom", "lowest")), (-1, ("top", "highest")), (1, ("second",)), (2, ("third",))))
+    level, names = rng.choice(
+        ((0, ("base", "bottom", "lowest")), (-1, ("top", "highest")), (1, ("second",)), (2, ("third",)))
+    )
     if level >= len(items):
         return None
     forms = ("What color is the {} block of the {} tower?", "Which color is the {} block of the {} tower?")
@@ -294,7 +336,35 @@ def _level(scene: Scene, rng: random.Random) -> Question | None:
 
 
 _MAKERS = {
-    "canvas": (_count, _count, _color, _shape, _size, _where, _where, _relation, _relation, _bigger, _more, _exists, _exists),
-    "scatter": (_count, _count, _box_count, _box_count, _color, _shape, _which_box, _more, _exists, _exists_in_box, _most, _touch, _touch),
+    "canvas": (
+        _count,
+        _count,
+        _color,
+        _shape,
+        _size,
+        _where,
+        _where,
+        _relation,
+        _relation,
+        _bigger,
+        _more,
+        _exists,
+        _exists,
+    ),
+    "scatter": (
+        _count,
+        _count,
+        _box_count,
+        _box_count,
+        _color,
+        _shape,
+        _which_box,
+        _more,
+        _exists,
+        _exists_in_box,
+        _most,
+        _touch,
+        _touch,
+    ),
     "tower": (_count, _box_count, _more, _exists, _exists_in_box, _most, _height, _level, _level),
 }

@@ -75,7 +75,9 @@ def summary(scene: Scene) -> str:
     if scene.kind == "canvas":
         return "picture: " + ", ".join(f"{i.color} {i.shape}" for i in reading_order(scene.items))
     if scene.kind == "tower":
-        parts = [f"{n} {' '.join(i.color for i in items)}" for n, items in zip(BOX_NAMES, box_items(scene), strict=True)]
+        parts = [
+            f"{n} {' '.join(i.color for i in items)}" for n, items in zip(BOX_NAMES, box_items(scene), strict=True)
+        ]
         return "towers: " + ", ".join(parts)
     parts = [
         f"{n} {counted((i.color for i in items), COLORS)}" for n, items in zip(BOX_NAMES, box_items(scene), strict=True)
@@ -148,7 +150,9 @@ def _tower_heights(scene: Scene, rng: random.Random) -> str:
 
 
 def _canvas_kinds(scene: Scene, rng: random.Random) -> str:
-    return "picture kinds: " + ", ".join(f"{size_name(scene, i)} {i.color} {i.shape}" for i in reading_order(scene.items))
+    return "picture kinds: " + ", ".join(
+        f"{size_name(scene, i)} {i.color} {i.shape}" for i in reading_order(scene.items)
+    )
 
 
 def _canvas_places(scene: Scene, rng: random.Random) -> str:

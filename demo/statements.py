@@ -31,8 +31,9 @@ DETAILS = ("NUM", "COLOR", "COL", "SNOUN", "PNOUN", "SQ", "PQ", "WALL", "POS", "
 ODD = re.compile(
     r"\b(a|an|as|another|one|1|no|the|single) (touching|closely|nearly|almost|not|which|that|at|on|as|above|over|below|"
     r"bellow|under|beneath|attach\w*|and|with|where|having|has|have|in|is|are|of [a-z]+ (color|size)|,|one|a|$)|"
-    r"\b(\w+) (?:that|which) (?:is|are) (?:a )?\4\b|touching .*touching|\b(black|blue|yellow)( \w+)? (that|which) (is|are) (of )?(a )?"
-    r"(black|blue|yellow)|(of it|with it)$|[a-z]s stacked together (which|that|at|on|as)"
+    r"\b(\w+) (?:that|which) (?:is|are) (?:a )?\4\b|touching .*touching|"
+    r"\b(black|blue|yellow)( \w+)? (that|which) (is|are) (of )?(a )?(black|blue|yellow)|(of it|with it)$|"
+    r"[a-z]s stacked together (which|that|at|on|as)"
 )
 Counted = dict[str, dict[str, dict[str, int]]]
 
@@ -147,14 +148,21 @@ def _spoken(node: Node) -> str:
     """Articles, agreement and a capital, as in the corpus."""
     words = re.sub(r"\b(?:a|an) (?=[aeio])", "an ", text(node))
     words = re.sub(r"\ban (?=[^aeio])", "a ", words)
-    number = r"(?:(?:exactly|only|at least|atleast|at most|more than|less than|just) )*(?:two|three|four|five|six|seven|[2-7]|many|multiple)"
+    limit = r"(?:exactly|only|at least|atleast|at most|more than|less than|just)"
+    number = rf"(?:{limit} )*(?:two|three|four|five|six|seven|[2-7]|many|multiple)"
     words = re.sub(rf"^there (?:is|isa) (?={number} |(?:black |blue |yellow |small |big )*\w+s\b)", "there are ", words)
-    words = re.sub(r"^there are (?=(?:exactly |only |at least |atleast |at most |more than )*(?:a|an|one|1|another) )", "there is ", words)
+    words = re.sub(
+        r"^there are (?=(?:exactly |only |at least |atleast |at most |more than )*(?:a|an|one|1|another) )",
+        "there is ",
+        words,
+    )
     return words[0].upper() + words[1:]
 
 
 def report(folder: Path, fit: bool) -> None:
-    rows = {s: [json.loads(line) for line in (folder / f"{s}.jsonl").read_text().splitlines()] for s in ("train", "dev")}
+    rows = {
+        s: [json.loads(line) for line in (folder / f"{s}.jsonl").read_text().splitlines()] for s in ("train", "dev")
+    }
     trees = {s: parse(s) for s in {normal(r["sentence"]) for r in rows["train"] + rows["dev"]}}
     kinds: dict[str, list[Node]] = {"scatter": [], "tower": []}
     for split, listed in rows.items():
@@ -188,7 +196,9 @@ def _scenes(folder: Path, split: str, rows: list[dict[str, object]]) -> list[Sce
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nlvr", type=Path, required=True, help="folder with {train,dev}.jsonl and {train,dev}-images.tar")
+    parser.add_argument(
+        "--nlvr", type=Path, required=True, help="folder with {train,dev}.jsonl and {train,dev}-images.tar"
+    )
     parser.add_argument("--fit", action="store_true")
     arguments = parser.parse_args()
     report(arguments.nlvr, arguments.fit)

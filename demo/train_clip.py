@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from clip_data import GROUNDING_SIZE, Words, collate, scene_stream
+from clip_data import GROUNDING_SIZE, Words, scene_stream
 from clip_probe import probe
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -49,7 +49,14 @@ class Trainee(nn.Module):
         from open_clip.model import CLIP
         from open_clip.transformer import MultimodalTransformer
 
-        text = {"context_length": CONTEXT, "vocab_size": vocabulary, "width": 192, "heads": 6, "layers": 2, "mlp_ratio": 2.0}
+        text = {
+            "context_length": CONTEXT,
+            "vocab_size": vocabulary,
+            "width": 192,
+            "heads": 6,
+            "layers": 2,
+            "mlp_ratio": 2.0,
+        }
         self.text_config: dict[str, Any] = text
         self.clip = CLIP(EMBED_DIM, VISION, text)
         self.decoder = MultimodalTransformer(
@@ -157,7 +164,9 @@ def export(folder: Path, model: Trainee) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=40.0, help="training time; the learning rate reaches 0 at its end")
+    parser.add_argument(
+        "--minutes", type=float, default=40.0, help="training time; the learning rate reaches 0 at its end"
+    )
     parser.add_argument("--batch", type=int, default=48)
     parser.add_argument("--captions", type=int, default=3, help="captions per picture, the summary included")
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -225,7 +234,10 @@ def main() -> None:
             pace = (progress["pictures"] - pictures_before) / (progress["seconds"] - before)
             values = "  ".join(f"{k} {v:.4f}" for k, v in running.items())
             left = (budget - progress["seconds"]) / 60
-            print(f"step {progress['step']}  {values}  lr {rate:.1e}  {pace:.0f} pictures/s  {left:.1f} min left", flush=True)
+            print(
+                f"step {progress['step']}  {values}  lr {rate:.1e}  {pace:.0f} pictures/s  {left:.1f} min left",
+                flush=True,
+            )
             shown, before, pictures_before = progress["seconds"], progress["seconds"], progress["pictures"]
         if progress["seconds"] - saved >= 180:
             save_state(args.output, model, optimizer, progress)

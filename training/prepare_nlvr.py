@@ -3,10 +3,10 @@
     git clone https://github.com/lil-lab/nlvr
     python training/prepare_nlvr.py --source nlvr --output data/nlvr [--permutations] [--validation 5]
 
-`--source` is the authors' repository, or a folder with {split}.jsonl and {split}-images.tar. The three boxes of a picture
-can be put in any of six orders without changing what is true; `--permutations` writes all six for the training split
-(every other split keeps the order 0). `--validation` puts directories of the training split aside: all pictures of a
-sentence share a directory, so no sentence is on both sides.
+`--source` is the authors' repository, or a folder with {split}.jsonl and {split}-images.tar. The three boxes of a
+picture can be put in any of six orders without changing what is true; `--permutations` writes all six for the training
+split (every other split keeps the order 0). `--validation` puts directories of the training split aside: all pictures
+of a sentence share a directory, so no sentence is on both sides.
 """
 
 from __future__ import annotations
@@ -146,7 +146,9 @@ def prepare(
         contents = dict(read_pictures(source, split))
         missing = sorted({row["image"] for row in rows} - contents.keys())
         if missing:
-            raise FileNotFoundError(f"{len(missing)} pictures of the {split} split are missing, the first is {missing[0]}")
+            raise FileNotFoundError(
+                f"{len(missing)} pictures of the {split} split are missing, the first is {missing[0]}"
+            )
         for questions in dialogues(rows, contents, group):
             first = questions[0]
             name = "validation" if split == "train" and first["directory"] in validation else split
@@ -179,7 +181,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
     parser.add_argument("--splits", nargs="+", default=["train", "dev"], metavar="SPLIT")
     parser.add_argument("--permutations", action="store_true", help="all six box orders for training")
-    parser.add_argument("--validation", nargs="*", default=[], metavar="DIRECTORY", help="directories put aside, e.g. 5")
+    parser.add_argument(
+        "--validation", nargs="*", default=[], metavar="DIRECTORY", help="directories put aside, e.g. 5"
+    )
     parser.add_argument("--group", action="store_true", help="one dialogue for all sentences about the same picture")
     a = parser.parse_args()
     print(prepare(a.source, a.output, a.splits, a.permutations, set(a.validation), a.group))

@@ -53,7 +53,7 @@ def fit_grid(width: int, height: int, patch: int, max_patches: int) -> tuple[int
 
 
 def resize_to_grid(image: Image.Image, rows: int, cols: int, patch: int) -> Image.Image:
-    """Resize to exactly ``rows * patch`` x ``cols * patch`` pixels (bicubic, antialiased); the same pixels if it fits."""
+    """Resize to ``cols * patch`` x ``rows * patch`` pixels (bicubic, antialiased); itself if it fits already."""
     size = (cols * patch, rows * patch)
     return image if image.size == size else image.resize(size, Image.Resampling.BICUBIC)
 

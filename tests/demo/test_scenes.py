@@ -24,7 +24,9 @@ def nlvr(*boxes: list[tuple[str, str, int, int, int]]) -> scenes.Scene:
     """A box scene from (shape, color, size, x, y) tuples relative to each box."""
     names = {"blue": "#0099ff", "black": "Black", "yellow": "Yellow"}
     keys = ("type", "color", "size", "x_loc", "y_loc")
-    return scenes.scene_from_nlvr([[dict(zip(keys, (s, names[c], *rest), strict=True)) for s, c, *rest in b] for b in boxes])
+    return scenes.scene_from_nlvr(
+        [[dict(zip(keys, (s, names[c], *rest), strict=True)) for s, c, *rest in b] for b in boxes]
+    )
 
 
 SCATTER = nlvr(
