@@ -1,8 +1,7 @@
-"""MM instruction tuning: train the stages that follow pretraining, usually the input projectors and the backbone's
-LoRA.
+"""MM instruction tuning: train the stages after pretraining, usually the input projectors and the LoRA adapter.
 
     python training/instruct.py CONFIG [a.b=c …] [--stage NAME] [--from FOLDER] [--resume]
-    accelerate launch --num_processes 2 training/instruct.py CONFIG
+    accelerate launch --multi_gpu --num_processes 2 training/instruct.py CONFIG     (two GPUs, or two CPU processes)
 
 Without `--from` the run that `training/pretrain.py CONFIG` began goes on in the same run folder. With `--from RUN` (or
 a checkpoint, or a final model) the weights of that one are loaded and a new run starts; `--resume` goes on with it

@@ -1,7 +1,7 @@
 """MM pretraining: train the first stage of a configuration, usually the input projectors alone.
 
     python training/pretrain.py CONFIG [a.b=c …] [--stage NAME] [--resume]
-    accelerate launch --num_processes 2 training/pretrain.py CONFIG
+    accelerate launch --multi_gpu --num_processes 2 training/pretrain.py CONFIG     (two GPUs, or two CPU processes)
 
 `CONFIG` is a YAML file, `a.b=c` sets one of its values. The run folder (`output` in the config) gets checkpoints to
 resume from, the model so far in `final/`, `run.md`, `loss.png` and `metrics.jsonl`. `training/instruct.py` goes on

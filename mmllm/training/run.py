@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +23,9 @@ from mmllm.training.stages import check_stages, set_dtypes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+log = logging.getLogger(__name__)
 
 
 def train(
@@ -132,4 +137,9 @@ def _accelerator(config: RunConfig, folder: Path) -> Accelerator:
     )
     if config.precision == "fp16" and accelerator.device.type == "cpu":
         raise TrainingError("precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
+    if accelerator.num_processes == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
+        # What `accelerate launch --num_processes 2` leaves on a machine without GPUs: the port of a group of one.
+        log.warning(
+            "a launcher was asked for several processes but started one; on CPUs add --multi_gpu (or use torchrun)"
+        )
     return accelerator

@@ -47,7 +47,9 @@ def test_instruct_from_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     config = systems.write_config(tmp_path, *STAGES)
     run(monkeypatch, "pretrain.py", config, "stages.align.max_steps=1")
     other = tmp_path / "other"
-    run(monkeypatch, "instruct.py", config, f"output={other}", "--from", tmp_path / "run", "stages.instruct.max_steps=1")
+    run(
+        monkeypatch, "instruct.py", config, f"output={other}", "--from", tmp_path / "run", "stages.instruct.max_steps=1"
+    )
     assert all(adapter_b(other))
     assert "Stage `align`" not in (other / "run.md").read_text(encoding="utf-8")
 

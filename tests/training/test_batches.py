@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ def parts(tmp_path: Path) -> tuple[StageData, Processor, StageConfig]:
     return StageData(stage.data, 0, context), Processor.from_config(config.model, context), stage
 
 
-def ids_of(parts: tuple[StageData, Processor, StageConfig], world: int, steps: range, **changes: Any) -> list[list[str]]:
+def ids_of(
+    parts: tuple[StageData, Processor, StageConfig], world: int, steps: range, **changes: Any
+) -> list[list[str]]:
     """Ids per step, over all processes."""
     data, processor, stage = parts
     stage = stage.model_copy(update=changes)
@@ -37,8 +40,8 @@ def test_every_sample_once_an_epoch_on_any_number_of_processes(
     """17 samples in batches of 4: the last batch holds one, and all processes but one run a filler (accelerate #4071)."""
     first, second = ids_of(parts, world, range(5)), ids_of(parts, world, range(5, 10))
     everything = {f"s{i:02d}": 1 for i in range(17)}
-    assert Counter(sum(first, [])) == everything
-    assert Counter(sum(second, [])) == everything
+    assert Counter(chain.from_iterable(first)) == everything
+    assert Counter(chain.from_iterable(second)) == everything
     assert first != second
     alone = ids_of(parts, 1, range(5))
     assert [sorted(step) for step in first] == [sorted(step) for step in alone]
@@ -67,14 +70,14 @@ def test_workers_change_nothing(parts: tuple[StageData, Processor, StageConfig])
     assert alone == with_workers
 
 
-def test_a_bad_sample_is_replaced_and_counted(
-    tmp_path: Path, parts: tuple[StageData, Processor, StageConfig]
-) -> None:
+def test_a_bad_sample_is_replaced_and_counted(tmp_path: Path, parts: tuple[StageData, Processor, StageConfig]) -> None:
     (tmp_path / "red.png").write_bytes(b"not a picture")
     data, processor, stage = parts
     dataset = StepDataset(data, processor, stage, rank=0, world=1)
     steps = [dataset[step] for step in range(5)]
-    failures = {failure.where: failure.reason for step in steps for loaded in step.loaded for failure in loaded.failures}
+    failures = {
+        failure.where: failure.reason for step in steps for loaded in step.loaded for failure in loaded.failures
+    }
     assert failures
     assert set(failures.values()) == {"MediaError"}
     assert [len(step.ids) for step in steps] == [4, 4, 4, 4, 1]
@@ -104,7 +107,7 @@ def test_evaluation_takes_every_sample_once_in_file_order(parts: tuple[StageData
     sets = [EvalDataset(data, processor, stage, rank=rank, world=2) for rank in range(2)]
     batches = [dataset[number] for dataset in sets for number in range(len(dataset))]
     ids = [batch.sample_ids for batch in batches if batch is not None]
-    assert sorted(sum(ids, [])) == [f"s{i:02d}" for i in range(17)]
+    assert sorted(chain.from_iterable(ids)) == [f"s{i:02d}" for i in range(17)]
     assert ids[0] == ["s00", "s01"]
 
 
@@ -114,5 +117,3 @@ def test_evaluation_leaves_bad_samples_out(tmp_path: Path, parts: tuple[StageDat
     data, processor, stage = parts
     dataset = EvalDataset(data, processor, stage.model_copy(update={"micro_batch_size": 1}), rank=0, world=1)
     assert [dataset[number] is None for number in range(3)] == [False, True, False]
-
-

@@ -106,7 +106,8 @@ def test_a_frozen_part_with_files_is_kept_by_reference(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "file", ["parts.safetensors", "adapter/adapter_model.safetensors", "state/optimizer.safetensors", "state/position.json"]
+    "file",
+    ["parts.safetensors", "adapter/adapter_model.safetensors", "state/optimizer.safetensors", "state/position.json"],
 )
 def test_resume_refuses_a_damaged_checkpoint_by_name(finished: Path, copy: Path, file: str) -> None:
     """accelerate goes on silently without its random states; here every file counts (RELIABILITY T24)."""

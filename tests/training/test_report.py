@@ -79,6 +79,8 @@ def test_smoothing_is_unbiased_at_the_start() -> None:
     assert smooth([0.0, 1.0])[1] == pytest.approx(0.05 / 0.0975)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3725, "1 h 02 min")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (200, "3 min 20 s"), (3725, "1 h 02 min")]
+)
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -103,7 +103,8 @@ def test_a_killed_run_resumes_bit_for_bit(
 def test_kill_minus_nine(uninterrupted: Path, tmp_path: Path) -> None:
     """A real SIGKILL, and a resumption by the command line in another process."""
     systems.write_config(tmp_path, *STAGES, keep_last=50)
-    command = [sys.executable, "-m", "mmllm.cli", "train", str(tmp_path / "config.yaml")]
+    program = "import sys; from mmllm.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", program, "train", str(tmp_path / "config.yaml")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     while len(checkpoint.checkpoints(tmp_path / "run")) < 3 and process.poll() is None:

@@ -206,7 +206,11 @@ def test_decay_spares_vectors_tables_and_bare_parameters(built: tuple[RunConfig,
 
 @pytest.mark.parametrize(
     ("schedule", "expected"),
-    [("constant", [0.5, 1, 1, 1, 1, 1]), ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]), ("cosine", [0.5, 1, 1, 0.853553, 0.5, 0.146447])],
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1, 1, 0.853553, 0.5, 0.146447]),
+    ],
 )
 def test_schedules(built: tuple[RunConfig, MultimodalLM], schedule: str, expected: list[float]) -> None:
     optimizer = built[0].stages[0].optimizer.model_copy(update={"schedule": schedule, "warmup": 0.3})
