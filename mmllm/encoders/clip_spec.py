@@ -134,7 +134,10 @@ def _read_folder(reference: str, config: ClipConfig) -> TowerSpec | None:
     processor = find(reference, config.revision, ["preprocessor_config.json"])
     if processor is None:
         return spec
-    return replace(spec, preprocessing=_read_processor(read_json(processor), str(processor), spec))
+    preprocessing = _read_processor(read_json(processor), spec)
+    if preprocessing is None and config.fit == "checkpoint":
+        raise CheckpointError(f"{processor} resizes to another size than it crops; set `fit` to crop, pad or squash")
+    return replace(spec, preprocessing=preprocessing or spec.preprocessing)
 
 
 def from_open_clip(model_cfg: dict[str, Any], preprocess: dict[str, Any], source: str) -> TowerSpec:
@@ -191,14 +194,14 @@ def from_transformers(numbers: ClipArchitecture) -> TowerSpec:
     return replace(from_open_clip(model_cfg, {}, "architecture"), transformers_names=True)
 
 
-def _read_processor(content: dict[str, Any], source: str, spec: TowerSpec) -> Preprocessing:
-    """transformers' ``preprocessor_config.json``."""
+def _read_processor(content: dict[str, Any], spec: TowerSpec) -> Preprocessing | None:
+    """transformers' ``preprocessor_config.json``; None for one that open_clip's three ways of resizing cannot follow."""
     size = content.get("size", {})
     shortest = size if isinstance(size, int) else size.get("shortest_edge")
     crop = content.get("crop_size", shortest)
     crop = crop["height"] if isinstance(crop, dict) else crop
     if shortest is not None and content.get("do_center_crop", True) and shortest != crop:
-        raise CheckpointError(f"{source} resizes to {shortest} and crops {crop}; expected equal sizes: set `fit: crop`")
+        return None
     interpolation: Literal["bicubic", "bilinear"] = "bilinear" if content.get("resample", 3) == 2 else "bicubic"
     mean = tuple(content.get("image_mean", spec.preprocessing.mean))
     std = tuple(content.get("image_std", spec.preprocessing.std))
