@@ -21,7 +21,7 @@ from dialogues import (
     to_messages,
     vary,
 )
-from scene_model import BOX_NAMES, Item, gap
+from scene_model import BOX_NAMES, SHAPES, Item, gap
 from scenes import Scene, describe, part_captions, questions, sample_scene, size_name, walls
 from sounds import Sound, sample_sound
 from sounds import questions as sound_questions
@@ -60,7 +60,7 @@ def patch_words(scene: Scene, rows: int, cols: int) -> list[str]:
     Every patch names its place (a letter for the column, one for the row, the box it lies in); a patch that holds the
     centre of a shape adds size, colour and shape, the walls it touches, and whether it touches another shape.
     """
-    words = []
+    words: list[str] = []
     for row in range(rows):
         for col in range(cols):
             x, y = (col + 0.5) * scene.width / cols, (row + 0.5) * scene.height / rows
@@ -150,20 +150,25 @@ def with_context(context: str, exchanges: list[Exchange], rng: random.Random) ->
     return messages
 
 
-def as_context(scene: Scene, rng: random.Random, share: float = 0.65) -> str:
-    """The scene as patches (`PATCHES`, one line per patch) or, less often, as a plain description."""
-    if rng.random() < share:
-        rows, cols = fit_grid(scene.width, scene.height, 20, 100)
-        return PATCHES + "\n".join(patch_words(scene, rows, cols)) + PATCHES
-    return describe(scene) + "\n"
+def as_context(scene: Scene, rng: random.Random, described: float = 0.15) -> str:
+    """The scene as patches (between two `PATCHES`, one line per patch) or, less often, as a plain description.
+
+    Empty patches say nothing; mostly they are left out, which makes the texts short.
+    """
+    if rng.random() < described:
+        return describe(scene) + "\n"
+    words = patch_words(scene, *fit_grid(scene.width, scene.height, 20, 100))
+    if rng.random() < 0.85:
+        words = [patch for patch in words if any(f" {shape}" in patch for shape in SHAPES)]
+    return PATCHES + "\n".join(words) + PATCHES
 
 
 def scene_dialogue(rng: random.Random) -> list[Message]:
     """A scene in words and 6 to 14 questions about it; sometimes its parts are recited first."""
     scene, exchanges = scene_and_statement(rng, rng.choices(("canvas", "scatter", "tower"), (3, 5, 2))[0])
-    exchanges += picture_exchanges(scene, rng, rng.randint(8, 14))
+    exchanges += picture_exchanges(scene, rng, rng.randint(10, 18))
     if rng.random() < 0.5:
-        exchanges = list(dict(part_exchanges(scene, rng, rng.randint(1, 4)) + exchanges).items())
+        exchanges = list(dict(part_exchanges(scene, rng, rng.randint(2, 6)) + exchanges).items())
     if rng.random() < 0.05:
         exchanges += small_talk(rng)
     return with_context(as_context(scene, rng), exchanges, rng)
@@ -207,10 +212,10 @@ def probe_questions(rng: random.Random, scenes: int) -> list[tuple[str, list[Mes
     for index in range(scenes):
         scene = sample_scene(rng, ("canvas", "scatter", "tower")[index % 3])
         for kind, question, reply in questions(scene, rng, 4):
-            ask(f"{scene.kind}/{kind}", as_context(scene, rng, 1.0), question, reply)
+            ask(f"{scene.kind}/{kind}", as_context(scene, rng, 0.0), question, reply)
         for _ in range(4 * (scene.kind != "canvas")):
             told, exchanges = scene_and_statement(rng, scene.kind)
-            ask(f"{scene.kind}/statement", as_context(told, rng, 1.0), *exchanges[0])
+            ask(f"{scene.kind}/statement", as_context(told, rng, 0.0), *exchanges[0])
         sound = sample_sound(numpy_rng(rng))
         for kind, question, reply in sound_questions(sound, numpy_rng(rng), 2):
             ask(f"sound/{kind}", describe_sound(sound) + "\n", question, reply)

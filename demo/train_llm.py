@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 VOCABULARY = 1536
 PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 PROMPT_WEIGHT = 0.1  # of a user's or system's token in the loss; an assistant's token has 1
-CHUNK_SAMPLES = 3000  # samples made, tokenised and sorted by length at a time
+CHUNK_SAMPLES = 1000  # samples made, tokenised and sorted by length at a time
 MAX_LENGTH = 768
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -216,19 +216,34 @@ def learning_rate(done: float, peak: float) -> float:
     return peak * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, (done - 0.02) / 0.98))))
 
 
-def save_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def build_optimizers(model: Any, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the matrices of the layers, AdamW for the rest.
+
+    Muon's steps are scaled to AdamW's size (arXiv 2502.16982), so one rate serves both.
+    """
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and ".layers." in name]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
+    ]
+
+
+def save_checkpoint(folder: Path, model: Any, optimizers: list[torch.optim.Optimizer], state: dict[str, Any]) -> None:
     """Write the newest state beside the old one, then swap, so that a kill leaves one whole checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{name}": value.detach().clone() for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    names = [name for name, _ in model.named_parameters()]
-    for index, values in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{names[index]}.{key}": value.clone() for key, value in values.items()}
+    for name, parameter in model.named_parameters():
+        for optimizer in optimizers:
+            for key, value in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value).clone()
     save_file(tensors, folder / "new.safetensors", metadata={"state": json.dumps(state)})
     (folder / "new.safetensors").replace(folder / "checkpoint.safetensors")
 
 
-def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Put the saved state into model and optimizer; returns the counters."""
+def load_checkpoint(folder: Path, model: Any, optimizers: list[torch.optim.Optimizer]) -> dict[str, Any]:
+    """Put the saved state into model and optimizers; returns the counters."""
     from safetensors import safe_open
 
     path = folder / "checkpoint.safetensors"
@@ -236,11 +251,11 @@ def load_checkpoint(folder: Path, model: Any, optimizer: torch.optim.Optimizer) 
     weights = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
     model.load_state_dict(weights, strict=False)
     model.tie_weights()
-    state: dict[int, dict[str, torch.Tensor]] = defaultdict(dict)
-    for index, (name, _) in enumerate(model.named_parameters()):
-        for key in ("step", "exp_avg", "exp_avg_sq"):
-            state[index][key] = tensors[f"optimizer.{name}.{key}"]
-    optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})
+    owner = {id(p): optimizer for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        prefix = f"optimizer.{name}."
+        found = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        owner[id(parameter)].state[parameter] = found
     with safe_open(path, "pt") as file:
         return dict(json.loads(file.metadata()["state"]))
 
@@ -294,13 +309,13 @@ def train(arguments: argparse.Namespace) -> None:
         tokenizer.save_pretrained(work / "tokenizer")
     model = build_model(tokenizer).to(arguments.device)
     encoder = Encoder(tokenizer)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=arguments.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    optimizers = build_optimizers(model, arguments.lr)
     state: dict[str, Any] = {"step": 0, "chunk": 0, "seconds": 0.0, "tokens": 0}
     if resume:
-        state = load_checkpoint(work, model, optimizer)
+        state = load_checkpoint(work, model, optimizers)
     size = sum(p.numel() for p in model.parameters())
     print(f"{size / 1e6:.2f} M parameters, {len(tokenizer)} tokens, device {arguments.device}, state {state}", flush=True)
-    run(arguments, model, encoder, optimizer, sentences, state, work)
+    run(arguments, model, encoder, optimizers, sentences, state, work)
     model.eval()
     result = probe(model, encoder, arguments.seed, arguments.device)
     print(json.dumps(result, indent=1), flush=True)
@@ -314,36 +329,37 @@ def run(
     arguments: argparse.Namespace,
     model: Any,
     encoder: Encoder,
-    optimizer: torch.optim.Optimizer,
+    optimizers: list[torch.optim.Optimizer],
     sentences: list[str],
     state: dict[str, Any],
     work: Path,
 ) -> None:
-    """The training loop; ends when the steps or the minutes are used up. Changes model, optimizer and `state`."""
+    """The training loop; ends when the steps or the minutes are used up. Changes model, optimizers and `state`."""
     budget = arguments.minutes * 60
     model.train()
     saved = shown = time.monotonic()
     losses: list[float] = []
     while state["seconds"] < budget and state["step"] < arguments.steps:
-        begin = time.monotonic()
+        begin = time.process_time()
         todo = batches(arguments.seed, state["chunk"], encoder, sentences, arguments.batch_tokens)
-        state["seconds"] += time.monotonic() - begin
+        state["seconds"] += time.process_time() - begin
         for batch in todo:
-            begin = time.monotonic()
+            begin = time.process_time()
             done = max(state["seconds"] / budget, state["step"] / arguments.steps)
             if done >= 1:
                 break
-            for group in optimizer.param_groups:
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = learning_rate(done, arguments.lr)
             loss = loss_of(model, batch, arguments.device)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            for optimizer in optimizers:
+                optimizer.step()
+            model.zero_grad()
             losses.append(loss.item())
             state["step"] += 1
             state["tokens"] += sum(len(sample.ids) for sample in batch)
-            state["seconds"] += time.monotonic() - begin
+            state["seconds"] += time.process_time() - begin
             if time.monotonic() - shown > 15:
                 rate, left = state["tokens"] / state["seconds"], (state["seconds"] / done - state["seconds"]) if done else budget
                 mean = sum(losses) / len(losses)
@@ -351,20 +367,20 @@ def run(
                 losses, shown = [], time.monotonic()
         state["chunk"] += 1
         if time.monotonic() - saved > arguments.save_minutes * 60:
-            save_checkpoint(work, model, optimizer, state)
+            save_checkpoint(work, model, optimizers, state)
             saved = time.monotonic()
-    save_checkpoint(work, model, optimizer, state)
+    save_checkpoint(work, model, optimizers, state)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder for the finished model and the checkpoints")
     parser.add_argument("--nlvr", default="", help="prepared or original NLVR folder; its train sentences shape the tokenizer")
-    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--minutes", type=float, default=30.0, help="processor time, so that a busy machine changes nothing")
     parser.add_argument("--steps", type=int, default=10**9)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--batch-tokens", type=int, default=3000)
+    parser.add_argument("--batch-tokens", type=int, default=4000)
     parser.add_argument("--save-minutes", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

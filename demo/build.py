@@ -1,0 +1,148 @@
+"""Build the embedded assistant from nothing: data sets, base parts, MM-PT, MM-IT, evaluation, packaging.
+
+    python demo/build.py --nlvr nlvr --fsdd free-spoken-digit-dataset --esc10 ESC-50 [--device cuda] [--steps clip llm]
+
+The three arguments are clones of the authors' repositories or folders like them (see `training/prepare_*.py`).
+Everything goes to `--work` (runs/embedded); the finished model to `--package` (mmllm/embedded). Every step leaves
+`STEP.done` behind and is passed over when that is there; a step that was interrupted goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+# What the base parts are given at `--scale 1`: minutes of one CPU core, and steps.
+MINUTES = {"clip": 60.0, "llm": 60.0}
+AUDIO_STEPS = 5000
+
+
+def run(*command: str | Path) -> None:
+    """Run a Python script or module of this repository; CalledProcessError when it fails."""
+    print("$ python", *command, flush=True)
+    subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, check=True)
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """The three real sets as messages JSONL."""
+    for name in ("nlvr", "fsdd", "esc10"):
+        run(f"training/prepare_{name}.py", "--source", getattr(arguments, name), "--output", arguments.work / "sets" / name)
+
+
+def clip(arguments: argparse.Namespace) -> None:
+    minutes = MINUTES["clip"] * arguments.scale
+    run("demo/train_clip.py", "--output", arguments.work / "clip", "--minutes", str(minutes), "--device", arguments.device, "--resume")
+
+
+def whisper(arguments: argparse.Namespace) -> None:
+    """The audio encoder; `whisper` in the work folder is what the configuration refers to."""
+    sets, output = arguments.work / "sets", arguments.work / "audio"
+    steps = str(round(AUDIO_STEPS * arguments.scale))
+    script = ("demo/train_audio_encoder.py", "--fsdd", sets / "fsdd", "--esc10", sets / "esc10", "--output", output)
+    run(*script, "--steps", steps, "--device", arguments.device, "--resume")
+    shutil.copytree(output / "whisper", arguments.work / "whisper", dirs_exist_ok=True)
+
+
+def llm(arguments: argparse.Namespace) -> None:
+    minutes = MINUTES["llm"] * arguments.scale
+    script = ("demo/train_llm.py", "--output", arguments.work / "llm", "--nlvr", arguments.work / "sets" / "nlvr")
+    run(*script, "--minutes", str(minutes), "--device", arguments.device, "--seed", str(arguments.seed), "--resume")
+
+
+def data(arguments: argparse.Namespace) -> None:
+    sets = [value for name in ("nlvr", "fsdd", "esc10") for value in (f"--{name}", arguments.work / "sets" / name)]
+    size = ("--size", str(arguments.size), "--seed", str(arguments.seed))
+    run("demo/make_data.py", "--output", arguments.work / "data", *sets, *size)
+
+
+def stages(arguments: argparse.Namespace) -> None:
+    """MM-PT and MM-IT through the public trainer, with the parts and data of the work folder."""
+    work = arguments.work
+    overrides = [
+        f"output={work / 'run'}",
+        f"model.inputs.image.encoder.pretrained={work / 'clip'}",
+        f"model.inputs.audio.encoder.pretrained={work / 'whisper'}",
+        f"model.backbone.pretrained={work / 'llm'}",
+        f"stages.0.data=[{work / 'data' / 'pretrain.jsonl'}]",
+        f"stages.1.data=[{work / 'data' / 'instruct.jsonl'}]",
+        *(f"stages.{index}.eval_data=[{work / 'data' / 'validation.jsonl'}]" for index in range(2)),
+        *arguments.override,
+    ]
+    from mmllm.cli import main as mmllm
+
+    if mmllm(["train", str(ROOT / "configs" / "embedded.yaml"), "--resume", *overrides]) != 0:
+        raise SystemExit("training failed; the message is above")
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    sets = arguments.work / "sets"
+    names = {"NLVR": "nlvr", "spoken digits": "fsdd", "ESC-10": "esc10"}
+    files = [f"{name}={held_out(sets / folder)}" for name, folder in names.items()]
+    run(
+        "demo/evaluate.py", arguments.work / "data" / "test.jsonl", *files,
+        "--model", arguments.work / "run", "--output", arguments.work / "scores",
+    )  # fmt: skip
+
+
+def held_out(folder: Path) -> Path:
+    """The split of a prepared set that no training used: its test split, else the one for development."""
+    found = [folder / f"{split}.jsonl" for split in ("test", "dev", "validation") if (folder / f"{split}.jsonl").exists()]
+    if not found:
+        raise FileNotFoundError(f"{folder} holds no test, dev or validation split; prepare it again")
+    return found[0]
+
+
+def package(arguments: argparse.Namespace) -> None:
+    from package_embedded import package as write
+
+    write(arguments.work, arguments.package, arguments.seed)
+
+
+STEPS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "prepare": prepare,
+    "clip": clip,
+    "whisper": whisper,
+    "llm": llm,
+    "data": data,
+    "stages": stages,
+    "evaluate": evaluate,
+    "package": package,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("nlvr", "fsdd", "esc10"):
+        parser.add_argument(f"--{name}", type=Path, required=True, help="source folder of this set")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "embedded")
+    parser.add_argument("--package", type=Path, default=ROOT / "mmllm" / "embedded")
+    parser.add_argument("--steps", nargs="+", choices=tuple(STEPS), default=list(STEPS))
+    parser.add_argument("--again", action="store_true", help="do the steps even if they are done")
+    parser.add_argument("--scale", type=float, default=1.0, help="of the time given to the base parts")
+    parser.add_argument("--size", type=float, default=1.0, help="of the generated data")
+    parser.add_argument("--override", nargs="*", default=[], metavar="A.B=C", help="of configs/embedded.yaml")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    for name in ("nlvr", "fsdd", "esc10", "work", "package"):
+        setattr(arguments, name, getattr(arguments, name).resolve())
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    for name in STEPS:
+        marker = arguments.work / f"{name}.done"
+        if name not in arguments.steps or (marker.exists() and not arguments.again):
+            continue
+        print(f"== {name}", flush=True)
+        begin = time.monotonic()
+        STEPS[name](arguments)
+        marker.write_text(json.dumps({"seconds": round(time.monotonic() - begin)}) + "\n")
+
+
+if __name__ == "__main__":
+    main()
