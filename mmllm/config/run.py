@@ -83,7 +83,7 @@ class StageConfig(Config):
     part_lr: dict[str, PositiveFloat] = {}
     data: Annotated[list[DataSource], Field(min_length=1)]
     eval_data: list[DataSource] = []
-    objectives: dict[Literal["text"], PositiveFloat] = {"text": 1.0}
+    objectives: Annotated[dict[Literal["text"], PositiveFloat], Field(min_length=1)] = {"text": 1.0}
     epochs: PositiveFloat | None = None
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 32

@@ -97,12 +97,13 @@ def run_steps(
         factor = lr_factor(data.step, total, stage.optimizer)
         set_rates(optimizer, factor)
         scale = stage.objectives["text"] * accelerator.num_processes / tokens  # DDP averages gradients over processes
-        losses = []
+        detached = []
         for number, (batch, weight) in enumerate(data.micro, start=1):
             with nullcontext() if number == len(data.micro) else accelerator.no_sync(model):
                 loss = model(batch.to(accelerator.device)) * weight
                 accelerator.backward(loss * scale)
-            losses.append(float(loss.detach()))
+            detached.append(loss.detach())
+        losses = torch.stack(detached).tolist()  # one wait for the device, not one per micro-batch
         norm = float(accelerator.clip_grad_norm_(parameters, stage.optimizer.clip or math.inf))
         loss_sum, stops = total_of(accelerator, [sum(losses), stopping()])
         finite = math.isfinite(loss_sum) and math.isfinite(norm)
@@ -151,6 +152,8 @@ def _report_nonfinite(accelerator: Accelerator, data: StepData, losses: list[flo
 
 def total_of(accelerator: Accelerator, values: list[Any]) -> list[float]:
     """Sums over all processes, in float64 (exact for counts)."""
+    if accelerator.num_processes == 1:
+        return [float(v) for v in values]
     local = torch.tensor([float(v) for v in values], dtype=torch.float64, device=accelerator.device)
     reduced: Tensor = accelerator.reduce(local, "sum")
     return [float(value) for value in reduced]

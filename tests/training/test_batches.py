@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import pytest
 import systems
@@ -23,12 +22,9 @@ def parts(tmp_path: Path) -> tuple[StageData, Processor, StageConfig]:
     return StageData(stage.data, 0, context), Processor.from_config(config.model, context), stage
 
 
-def ids_of(
-    parts: tuple[StageData, Processor, StageConfig], world: int, steps: range, **changes: Any
-) -> list[list[str]]:
+def ids_of(parts: tuple[StageData, Processor, StageConfig], world: int, steps: range) -> list[list[str]]:
     """Ids per step, over all processes."""
     data, processor, stage = parts
-    stage = stage.model_copy(update=changes)
     sets = [StepDataset(data, processor, stage, rank=rank, world=world) for rank in range(world)]
     return [[id for dataset in sets for id in dataset[step].ids] for step in steps]
 

@@ -1,4 +1,4 @@
-"""The arithmetic of a step: what the loss is divided by, what happens when it is not finite, when a run is told to stop."""
+"""The arithmetic of a step, and what happens when its loss is not finite or the run is told to stop."""
 
 from __future__ import annotations
 

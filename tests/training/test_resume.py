@@ -1,4 +1,4 @@
-"""A killed run goes on as if nothing had happened: weights, optimizer, order of samples, metrics (bit for bit on the CPU)."""
+"""A killed run goes on as if nothing had happened: weights, optimizer, samples and metrics, bit for bit on the CPU."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mmllm.errors import CheckpointError, TrainingError
 from mmllm.training import checkpoint
 from mmllm.training.run import train
 
-# 17 samples in batches of 4: steps 1-5 are epoch one, 6-10 epoch two, then the second stage. Dropout is on in the adapter.
+# 17 samples in batches of 4: steps 1-5 are epoch one, 6-10 epoch two, then the second stage. The adapter has dropout.
 STAGES = (
     systems.stage(save_every=1),
     systems.stage("instruct", train=["inputs.*.projector", "backbone.adapter"], epochs=1, save_every=2),
