@@ -79,12 +79,12 @@ class StageConfig(Config):
 
     name: Name
     train: Annotated[list[str], Field(min_length=1)]
-    lr: PositiveFloat
+    lr: Annotated[PositiveFloat, Field(allow_inf_nan=False)]
     part_lr: dict[str, PositiveFloat] = {}
     data: Annotated[list[DataSource], Field(min_length=1)]
     eval_data: list[DataSource] = []
     objectives: Annotated[dict[Literal["text"], PositiveFloat], Field(min_length=1)] = {"text": 1.0}
-    epochs: PositiveFloat | None = None
+    epochs: Annotated[PositiveFloat, Field(allow_inf_nan=False)] | None = None
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 32
     micro_batch_size: PositiveInt = 8

@@ -23,7 +23,7 @@ from mmllm.training.checkpoint import Position
 from mmllm.training.loop import StepResult, SummedLoss, evaluate, run_steps
 from mmllm.training.optimizer import build_optimizer
 from mmllm.training.preview import sample_replies
-from mmllm.training.report import Reporter, table
+from mmllm.training.report import Reporter, table, write_summary
 from mmllm.training.stages import FrozenSnapshot, check_modalities, freeze, part_rows, resolve
 
 if TYPE_CHECKING:
@@ -48,9 +48,7 @@ class Run:
 
 
 class StageRun:
-    """One stage at work. Building it freezes the model, makes the optimizer, and restores the state of a resumed
-    stage.
-    """
+    """One stage at work. Building it freezes the model, makes the optimizer and restores a resumed stage's state."""
 
     def __init__(self, run: Run, stage: StageConfig) -> None:
         self.shared, self.stage = run, stage
@@ -68,7 +66,7 @@ class StageRun:
         self.wrapped, self.optimizer = accelerator.prepare(
             SummedLoss(model), build_optimizer(model, self.parts, stage.optimizer)
         )
-        self.done = 0
+        self.done, self.stopped = 0, False
         if run.position is not None and run.position.stage == stage.name:
             self._restore(run.position)
         names = {*run.trained, *(part.name for part in self.parts)}
@@ -104,8 +102,6 @@ class StageRun:
         if stage.gradient_checkpointing:
             run.model.backbone.model.gradient_checkpointing_disable()  # type: ignore[operator]
         accelerator.free_memory()  # forgets this stage's optimizer
-
-    stopped = False
 
     def _after(self, result: StepResult, stop: bool) -> None:
         stage, self.done, self.stopped = self.stage, result.step, stop
@@ -146,6 +142,7 @@ class StageRun:
                 optimizer=self.optimizer.optimizer,
             )
             checkpoint.remove_old(run.folder, run.config.keep_last)
+            write_summary(run.folder, run.reporter.metrics.rows(), accelerator, run.config)
         accelerator.wait_for_everyone()
 
     def _restore(self, position: Position) -> None:
