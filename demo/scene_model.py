@@ -42,7 +42,7 @@ BOX_SIZES = {10: "small", 20: "medium", 30: "big"}
 BOX_NAMES = ("left", "middle", "right")
 BOXES = ((0, 0, 100, 100), (150, 0, 100, 100), (300, 0, 100, 100))  # x, y, width, height
 BOX_GREY, GAP_GREY = (211, 211, 211), (128, 128, 128)
-CANVAS_FRACTIONS = {"small": (0.085, 0.105), "medium": (0.16, 0.19), "big": (0.27, 0.31)}  # of sqrt(width * height)
+CANVAS_FRACTIONS = {"small": (0.055, 0.065), "medium": (0.10, 0.115), "big": (0.155, 0.17)}  # of sqrt(width * height)
 SUPERSAMPLING = 8
 
 
@@ -71,12 +71,15 @@ class Scene:
 
 
 def sample_scene(rng: random.Random, kind: str | None = None) -> Scene:
-    """A scene of the kind asked for: "canvas", "scatter", "tower", "box" (either of the last two) or None (any)."""
+    """A scene of the kind asked for: "canvas", "scatter", "tower", "box" (either of the last two) or None (any).
+
+    "crowd" is a canvas of 8-16 shapes; its kind is "canvas" too. It shows a picture encoder more shapes per picture.
+    """
     if kind is None:
         kind = rng.choice(("canvas", "box"))
     if kind == "box":
         kind = rng.choice(("scatter", "tower"))
-    return {"canvas": _canvas, "scatter": _scatter, "tower": _tower}[kind](rng)
+    return {"canvas": _canvas, "crowd": _crowd, "scatter": _scatter, "tower": _tower}[kind](rng)
 
 
 def scene_from_nlvr(structured: list[list[dict[str, Any]]]) -> Scene:
@@ -120,8 +123,12 @@ def _tower(rng: random.Random) -> Scene:
     return Scene("tower", 400, 100, GAP_GREY, BOXES, tuple(items))
 
 
-def _canvas(rng: random.Random) -> Scene:
-    area, aspect = rng.uniform(120, 360) ** 2, 2 ** rng.uniform(-1.58, 2.0)  # width : height from 1:3 to 4:1
+def _crowd(rng: random.Random) -> Scene:
+    return _canvas(rng, 8, 16)
+
+
+def _canvas(rng: random.Random, least: int = 1, most: int = 8) -> Scene:
+    area, aspect = rng.uniform(180, 360) ** 2, 2 ** rng.uniform(-1.58, 2.0)  # width : height from 1:3 to 4:1
     width, height = round(sqrt(area * aspect)), round(sqrt(area / aspect))
     background = rng.choice(BACKGROUNDS)
     palette = [c for c, rgb in COLORS.items() if _distance(rgb, background) > 110]
@@ -130,7 +137,7 @@ def _canvas(rng: random.Random) -> Scene:
     shapes = rng.sample(SHAPES, rng.choice((1, 2, 3))) if rng.random() < 0.4 else list(SHAPES)
     margin = max(2, round(0.02 * sqrt(area)))
     placed: list[Item] = []
-    for _ in range(rng.randint(1, 8)):
+    for _ in range(rng.randint(least, most)):
         color, shape = rng.choice(palette), rng.choice(shapes)
         base = (0, 153, 255) if color == "blue" and rng.random() < 0.4 else COLORS[color]
         rgb = tuple(min(255, max(0, v + rng.randint(-12, 12))) for v in base)
@@ -164,7 +171,7 @@ def size_name(scene: Scene, item: Item) -> str:
     if scene.kind != "canvas":
         return BOX_SIZES[item.size]
     fraction = item.size / sqrt(scene.width * scene.height)
-    return "small" if fraction < 0.13 else "medium" if fraction < 0.23 else "big"
+    return "small" if fraction < 0.083 else "medium" if fraction < 0.135 else "big"
 
 
 def walls(scene: Scene, item: Item) -> tuple[str, ...]:
