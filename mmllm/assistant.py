@@ -32,9 +32,29 @@ class Assistant:
         return tuple(self.processor.modalities)
 
     @overload
-    def chat(self, messages: Sequence[Any], stream: Literal[False] = False, **options: Any) -> str: ...
+    def chat(
+        self,
+        messages: Sequence[Any],
+        stream: Literal[True],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: threading.Event | None = None,
+    ) -> Iterator[str]: ...
     @overload
-    def chat(self, messages: Sequence[Any], stream: Literal[True], **options: Any) -> Iterator[str]: ...
+    def chat(
+        self,
+        messages: Sequence[Any],
+        stream: Literal[False] = False,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: threading.Event | None = None,
+    ) -> str: ...
     def chat(
         self,
         messages: Sequence[Any],
@@ -51,17 +71,19 @@ class Assistant:
         ``messages`` as in the chat layout (see ``mmllm.processing.messages.parse_messages``), media as paths, bytes or data
         URLs. Setting ``stop`` ends the reply within one token. Raises ``DataError`` or ``MediaError`` before the first delta.
         """
-        decoding = Decoding(max_new_tokens, temperature, top_p, seed)
-        deltas = self._stream(messages, decoding, stop)
+        deltas = self._stream(messages, Decoding(max_new_tokens, temperature, top_p, seed), stop)
         return deltas if stream else "".join(deltas)
 
-    def generate(self, conversations: Sequence[Sequence[Any]], *, root: Path | None = None, **decoding: Any) -> list[str]:
+    def generate(
+        self, conversations: Sequence[Sequence[Any]], *, root: Path | None = None, **decoding: Any
+    ) -> list[str]:
         """The replies to several conversations, decoded together. Keyword arguments are those of ``Decoding``.
 
         With ``root`` the conversations come from a data file: media paths must lie inside that folder.
         """
         prompts = [
-            self.processor.encode_prompt(messages, id=f"conversation {i}", root=root) for i, messages in enumerate(conversations)
+            self.processor.encode_prompt(messages, id=f"conversation {i}", root=root)
+            for i, messages in enumerate(conversations)
         ]
         replies: list[list[int]] = [[] for _ in prompts]
         for step in decode(self.model, self.processor, prompts, Decoding(**decoding)) if prompts else ():
@@ -88,7 +110,9 @@ def model_folder(name: str | Path) -> Path:
     for candidate in (folder, folder / "final"):
         if (candidate / "config.yaml").is_file() and (candidate / "manifest.json").is_file():
             return candidate
-    raise CheckpointError(f"{folder}: no model there (expected a folder with config.yaml and manifest.json, or `embedded`)")
+    raise CheckpointError(
+        f"{folder}: no model there (expected a folder with config.yaml and manifest.json, or `embedded`)"
+    )
 
 
 def load(

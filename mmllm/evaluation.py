@@ -64,7 +64,9 @@ def evaluate(
         roots = {sample.root for sample in batch}
         if len(roots) != 1:
             raise DataError(f"samples of one evaluation come from one file; found folders {sorted(map(str, roots))}")
-        answers = assistant.generate([question for question, _ in pairs], root=roots.pop(), max_new_tokens=max_new_tokens)
+        answers = assistant.generate(
+            [question for question, _ in pairs], root=roots.pop(), max_new_tokens=max_new_tokens
+        )
         for sample, answer, (_, reference) in zip(batch, answers, pairs, strict=True):
             results.append((str(sample.tags.get(group_by)) if group_by else "", score(answer, reference)))
     if not results:

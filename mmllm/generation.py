@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -97,9 +97,11 @@ def context_length(model: MultimodalLM) -> int:
 def stop_ids(model: MultimodalLM, processor: Processor) -> set[int]:
     """The ids that end a reply: the tokenizer's and the model's own end tokens, and what the chat template ends a turn with."""
     tokenizer = processor.tokenizer
-    own = model.backbone.model.generation_config.eos_token_id
+    own = cast(Any, model.backbone.model).generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(own if isinstance(own, list) else [own])} - {None}
-    turn = processor.encode_messages((Message("user", (Part("text", "a"),)), Message("assistant", (Part("text", "b"),))))
+    turn = processor.encode_messages(
+        (Message("user", (Part("text", "a"),)), Message("assistant", (Part("text", "b"),)))
+    )
     replies = [i for i, flag in zip(turn.ids, turn.supervised, strict=True) if flag]
     return ends | (set(replies[-1:]) & set(tokenizer.all_special_ids))
 
@@ -126,7 +128,10 @@ class TextStream:
         self.shown = len(text)
         # Decode only from a recent word start on: a long reply would cost quadratic time otherwise.
         if len(self.ids) - self.start > 64 and delta.startswith((" ", "\n")):
-            self.start, self.shown = len(self.ids) - 1, len(self.tokenizer.decode(self.ids[-1:], skip_special_tokens=True))
+            self.start, self.shown = (
+                len(self.ids) - 1,
+                len(self.tokenizer.decode(self.ids[-1:], skip_special_tokens=True)),
+            )
         return delta
 
     def rest(self) -> str:

@@ -42,7 +42,9 @@ class Input(nn.Module):
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Backbone embeddings ``(N, Q, D_llm)`` of N media items."""
         # A frozen encoder leaves no graph behind: nothing of it would be used.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())):
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
+        ):
             features, mask = self.encoder(batch)
         embeddings, _ = self.projector(features, mask)
         return embeddings  # type: ignore[no-any-return]

@@ -114,7 +114,9 @@ def _input_plan(part: InputConfig, context: BuildContext) -> InputPlan:
     return InputPlan(part.encoder.kind, part.projector.kind, feature_dim, tokens)
 
 
-def _contradictions(config: RunConfig, inputs: dict[str, InputPlan], parameters: dict[str, int]) -> list[tuple[str, str]]:
+def _contradictions(
+    config: RunConfig, inputs: dict[str, InputPlan], parameters: dict[str, int]
+) -> list[tuple[str, str]]:
     problems = []
     for index, stage in enumerate(config.stages):
         for name, plan in inputs.items():
@@ -129,7 +131,10 @@ def _contradictions(config: RunConfig, inputs: dict[str, InputPlan], parameters:
                 )
         if stage.micro_batch_size > stage.batch_size:
             problems.append(
-                (f"stages.{index}.micro_batch_size", f"{stage.micro_batch_size} is more than batch_size {stage.batch_size}")
+                (
+                    f"stages.{index}.micro_batch_size",
+                    f"{stage.micro_batch_size} is more than batch_size {stage.batch_size}",
+                )
             )
         for position, pattern in enumerate(stage.train):
             if not any(parameters.get(name) for name in fnmatch.filter(parameters, pattern)):
@@ -162,11 +167,17 @@ def render(plan: Plan, config: ModelConfig) -> str:
             f"    projector  {part.projector:<16} (N, Q, {plan.hidden_dim})   {count(plan.parameters[f'inputs.{name}.projector'])}",
             f"    tokens     {sizes}",
         ]
-    lines += [f"  backbone     {config.backbone.kind:<16} (B, T, {plan.hidden_dim}) -> (B, T, {plan.vocab_rows})", "", "parameters"]
+    lines += [
+        f"  backbone     {config.backbone.kind:<16} (B, T, {plan.hidden_dim}) -> (B, T, {plan.vocab_rows})",
+        "",
+        "parameters",
+    ]
     trained = [set(stage.parts) for stage in plan.stages]
     lines.append(f"  {'part':<28}{'count':>10}   " + "  ".join(f"{stage.name:>10}" for stage in plan.stages))
     for name, number in plan.parameters.items():
         marks = "  ".join(f"{'train' if name in parts else 'frozen':>10}" for parts in trained)
         lines.append(f"  {name:<28}{count(number):>10}   {marks}")
-    lines.append(f"  {'total':<28}{count(plan.total):>10}   " + "  ".join(f"{count(s.trainable):>10}" for s in plan.stages))
+    lines.append(
+        f"  {'total':<28}{count(plan.total):>10}   " + "  ".join(f"{count(s.trainable):>10}" for s in plan.stages)
+    )
     return "\n".join(lines)

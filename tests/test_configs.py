@@ -47,7 +47,9 @@ def synthetic_data(folder: Path, modalities: list[str]) -> Path:
             parts.append({"type": modality, "path": f"{modality}{i}.{suffix}"})
         reply = random.Random(i).choice(["yes", "no", "a cat"])
         content = [*parts, {"type": "text", "text": "what?"}]
-        rows.append({"id": str(i), "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": reply}]})
+        rows.append(
+            {"id": str(i), "messages": [{"role": "user", "content": content}, {"role": "assistant", "content": reply}]}
+        )
     path = folder / "data.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -56,9 +58,17 @@ def synthetic_data(folder: Path, modalities: list[str]) -> Path:
 def shrink(config: RunConfig, folder: Path) -> RunConfig:
     source = DataSource.model_validate(str(synthetic_data(folder, list(config.model.inputs))))
     few = {"data": [source], "eval_data": [], "epochs": None, "max_steps": 2, "batch_size": 2, "micro_batch_size": 1}
-    stages = [stage.model_copy(update={**few, "max_length": 4096, "num_workers": 0, "samples": 1}) for stage in config.stages]
+    stages = [
+        stage.model_copy(update={**few, "max_length": 4096, "num_workers": 0, "samples": 1}) for stage in config.stages
+    ]
     return config.model_copy(
-        update={"model": config.model.tiny(), "stages": stages, "output": str(folder / "run"), "precision": "fp32", "trackers": []}
+        update={
+            "model": config.model.tiny(),
+            "stages": stages,
+            "output": str(folder / "run"),
+            "precision": "fp32",
+            "trackers": [],
+        }
     )
 
 
@@ -77,5 +87,7 @@ def test_configuration_trains_saves_loads_and_answers(path: Path, tmp_path: Path
     assistant = load_assistant(run)
     assert assistant.modalities == tuple(config.model.inputs)
     content = [{"type": name, "path": str(tmp_path / f"{name}0.{MAKERS[name][1]}")} for name in config.model.inputs]
-    reply = assistant.chat([{"role": "user", "content": [*content, {"type": "text", "text": "what?"}]}], max_new_tokens=4)
+    reply = assistant.chat(
+        [{"role": "user", "content": [*content, {"type": "text", "text": "what?"}]}], max_new_tokens=4
+    )
     assert isinstance(reply, str)

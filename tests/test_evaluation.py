@@ -14,7 +14,13 @@ from mmllm.processing.messages import Sample, parse_messages
 
 @pytest.mark.parametrize(
     ("answer", "reference", "equal"),
-    [("Yes.", "yes", True), ("  dog  bark ", "Dog bark!", True), ("seven", "eleven", False), ("'3'", "3", True), ("", "no", False)],
+    [
+        ("Yes.", "yes", True),
+        ("  dog  bark ", "Dog bark!", True),
+        ("seven", "eleven", False),
+        ("'3'", "3", True),
+        ("", "no", False),
+    ],
 )
 def test_exact_match_ignores_case_and_surrounding_punctuation(answer: str, reference: str, equal: bool) -> None:
     assert exact_match(answer, reference) == float(equal)

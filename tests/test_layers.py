@@ -30,7 +30,11 @@ ALLOWED = {
     "ui": {"config", "processing", "assistant", "chat"},
 }
 HEAVY = {"transformers", "diffusers", "peft", "gradio", "open_clip", "whisper", "accelerate"}
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.name not in ("cli.py",) and path.parent != PACKAGE or path.stem in ALLOWED)
+MODULES = sorted(
+    path
+    for path in PACKAGE.rglob("*.py")
+    if (path.name not in ("cli.py",) and path.parent != PACKAGE) or path.stem in ALLOWED
+)
 
 
 def imports(tree: ast.AST, *, top_level_only: bool = False) -> list[str]:
@@ -68,5 +72,8 @@ def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
 
 def test_configs_do_not_import_torch() -> None:
     for path in PACKAGE.glob("*/*.py"):
-        if path.parent.name in ("encoders", "projectors", "backbones") and (path.parent / f"{path.stem}_module.py").exists():
+        if (
+            path.parent.name in ("encoders", "projectors", "backbones")
+            and (path.parent / f"{path.stem}_module.py").exists()
+        ):
             assert "torch" not in imports(ast.parse(path.read_text()), top_level_only=True), path

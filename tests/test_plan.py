@@ -64,7 +64,9 @@ def test_a_contradiction_exits_2_and_says_what_to_change(
     assert message in capsys.readouterr().err
 
 
-def test_an_unknown_hub_architecture_is_a_contradiction_not_a_download(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_hub_architecture_is_a_contradiction_not_a_download(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({"model": {"backbone": {"kind": "causal_lm", "pretrained": "no/such-model"}}}))
     assert main(["plan", str(path)]) == 2

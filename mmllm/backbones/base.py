@@ -5,7 +5,20 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+
+
+class NewTokens(nn.Module):
+    """Embedding rows of mmllm's own tokens, beside the backbone's frozen table. ``weight`` is ``(n, D_llm)``."""
+
+    def __init__(self, table: Tensor, count: int) -> None:
+        super().__init__()
+        # Rows start as the mean of the table plus noise of its spread (Hewitt 2021, "Initializing new word embeddings"),
+        # which keeps their norm at the table's scale. They train, so they are kept in float32.
+        table = table.detach().float()
+        std, mean = torch.std_mean(table, dim=0)
+        self.weight = nn.Parameter(mean + std * torch.randn(count, table.shape[1], device=table.device))
 
 
 class Backbone(nn.Module):
@@ -18,7 +31,7 @@ class Backbone(nn.Module):
     hidden_dim: int
     vocab_rows: int
     model: nn.Module
-    new_tokens: nn.Module | None
+    new_tokens: NewTokens | None
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:

@@ -55,7 +55,9 @@ class CausalLMConfig(BackboneConfig):
 
         path = context.resolve(self.pretrained) if self.pretrained else None
         if path and (context.weights or Path(path).is_dir()):
-            config = AutoConfig.from_pretrained(path, revision=self.revision, trust_remote_code=context.trust_remote_code)
+            config = AutoConfig.from_pretrained(
+                path, revision=self.revision, trust_remote_code=context.trust_remote_code
+            )
             wrong = {k: v for k, v in (self.architecture or {}).items() if getattr(config, k) != v}
             if wrong:
                 found = ", ".join(f"{k} is {getattr(config, k)!r}, the config says {v!r}" for k, v in wrong.items())
@@ -94,7 +96,8 @@ class CausalLMConfig(BackboneConfig):
         if tokenizer.chat_template is None:
             known = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.jinja")))
             raise MmllmError(
-                f"backbone {source}: its tokenizer has no chat template; set `backbone.chat_template` to a Jinja file or one of {known}"
+                f"backbone {source}: its tokenizer has no chat template; "
+                f"set `backbone.chat_template` to a Jinja file or one of {known}"
             )
         return tokenizer
 

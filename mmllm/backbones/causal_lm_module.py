@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from mmllm.backbones.base import Backbone
+from mmllm.backbones.base import Backbone, NewTokens
 from mmllm.errors import MmllmError
 
 if TYPE_CHECKING:
@@ -38,18 +38,6 @@ def load_causal_lm(config: CausalLMConfig, context: BuildContext) -> Any:
     return model
 
 
-class NewTokens(nn.Module):
-    """Embedding rows of mmllm's own tokens, beside the backbone's frozen table. ``weight`` is ``(n, D_llm)``."""
-
-    def __init__(self, table: Tensor, count: int) -> None:
-        super().__init__()
-        # Rows start as the mean of the table plus noise of its spread (Hewitt 2021, "Initializing new word embeddings"),
-        # which keeps their norm at the table's scale. They train, so they are kept in float32.
-        table = table.detach().float()
-        std, mean = torch.std_mean(table, dim=0)
-        self.weight = nn.Parameter(mean + std * torch.randn(count, table.shape[1], device=table.device))
-
-
 class CausalLM(Backbone):
     """``model`` is the transformers model, wrapped by peft when there is an adapter."""
 
@@ -72,7 +60,7 @@ class CausalLM(Backbone):
 
     def embed(self, ids: Tensor) -> Tensor:
         is_new = ids >= self.vocab_rows
-        old: Tensor = self.model.get_input_embeddings()(ids.masked_fill(is_new, 0))
+        old: Tensor = self.model.get_input_embeddings()(ids.masked_fill(is_new, 0))  # type: ignore[operator]
         if self.new_tokens is None:
             return old
         # Placeholders have no row: media embeddings take their places, so any row may stand there meanwhile.

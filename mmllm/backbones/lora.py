@@ -42,4 +42,5 @@ class LoraConfig(AdapterConfig):
         with warnings.catch_warnings():
             # peft asks transformers for a property by its old name; nothing that a user could act on.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            return peft.get_peft_model(model, config)
+            wrapped: nn.Module = peft.get_peft_model(model, config)
+        return wrapped

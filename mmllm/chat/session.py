@@ -33,7 +33,17 @@ class Assistant(Protocol):
     @property
     def modalities(self) -> tuple[str, ...]: ...
 
-    def chat(self, messages: Sequence[Any], stream: Literal[True], **options: Any) -> Iterator[str]: ...
+    def chat(
+        self,
+        messages: Sequence[Any],
+        stream: Literal[True],
+        *,
+        max_new_tokens: int = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        seed: int | None = ...,
+        stop: threading.Event | None = ...,
+    ) -> Iterator[str]: ...
 
 
 @dataclass(frozen=True)

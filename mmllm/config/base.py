@@ -91,9 +91,11 @@ AnyComponent = TypeVar("AnyComponent", bound=type[ComponentConfig])
 
 def register(cls: AnyComponent) -> AnyComponent:
     """Add a component class from outside mmllm (use as a decorator). Raises ``ConfigError`` on a kind taken by another."""
-    family, kind = cls.family, cls.model_fields["kind"].default
+    family, kind = cls.family, str(cls.model_construct().kind)
     if family not in BUILTIN:
-        raise ConfigError([("", f"unknown component family {family!r}; the families are {', '.join(BUILTIN)}")], cls.__name__)
+        raise ConfigError(
+            [("", f"unknown component family {family!r}; the families are {', '.join(BUILTIN)}")], cls.__name__
+        )
     taken = _registered.setdefault(family, {})
     if kind in BUILTIN[family] or taken.get(kind, cls) is not cls:
         raise ConfigError([("", f"{family} kind {kind!r} is already taken; choose another name")], cls.__name__)
@@ -147,7 +149,9 @@ def _dispatch(family: str, value: Any) -> Any:
         return value
     known = kinds(family)
     if not isinstance(value, Mapping):
-        raise PydanticCustomError("no_mapping", f"expected a mapping with `kind`, one of {', '.join(known)}; found {value!r}")
+        raise PydanticCustomError(
+            "no_mapping", f"expected a mapping with `kind`, one of {', '.join(known)}; found {value!r}"
+        )
     kind = value.get("kind")
     if not isinstance(kind, str) or kind not in known:
         found = "no `kind`" if kind is None else f"unknown {family} kind {kind!r}"
@@ -166,10 +170,14 @@ def problems_of(error: ValidationError, cls: type[BaseModel]) -> list[tuple[str,
     for item in error.errors(include_url=False):
         path = [str(part) for part in item["loc"] if part != "[key]"]
         if item["type"] == "component":
-            problems += [(".".join([*path, inner]) if inner else ".".join(path), text) for inner, text in item["ctx"]["nested"]]
+            problems += [
+                (".".join([*path, inner]) if inner else ".".join(path), text) for inner, text in item["ctx"]["nested"]
+            ]
         elif item["type"] == "extra_forbidden":
             known = _fields_at(cls, item["loc"][:-1])
-            problems.append((".".join(path), f"unknown key{suggest(path[-1], known) or '; known: ' + ', '.join(known)}"))
+            problems.append(
+                (".".join(path), f"unknown key{suggest(path[-1], known) or '; known: ' + ', '.join(known)}")
+            )
         elif item["type"] == "missing":
             problems.append((".".join(path), "required, but not given"))
         else:
@@ -185,7 +193,7 @@ def _fields_at(cls: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
         field = cls.model_fields.get(str(part))
         if field is not None:
             cls = next((inner for inner in _configs_in(field.annotation)), cls)
-    return [name for name in cls.model_fields]
+    return list(cls.model_fields)
 
 
 def _configs_in(annotation: Any) -> Iterable[type[BaseModel]]:

@@ -71,7 +71,9 @@ def _read(path: Path, problems: Problems, including: tuple[Path, ...]) -> dict[s
         return {}
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError([("", f"{path.stat().st_size:,} bytes; a configuration has at most {MAX_BYTES:,}")], str(path))
+            raise ConfigError(
+                [("", f"{path.stat().st_size:,} bytes; a configuration has at most {MAX_BYTES:,}")], str(path)
+            )
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         if not including:
@@ -99,17 +101,20 @@ class _Loader(yaml.SafeLoader):
         self.duplicates: list[tuple[int, str]] = []
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
             event = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.composer.ComposerError(
-                None, None, "aliases (*name) are not used in configurations; use `base:` to share settings", event.start_mark
+                None,
+                None,
+                "aliases (*name) are not used in configurations; use `base:` to share settings",
+                event.start_mark,
             )
-        return super().compose_node(parent, index)  # type: ignore[no-untyped-call,no-any-return]
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 key = str(key)
             if key in seen:
@@ -119,7 +124,7 @@ class _Loader(yaml.SafeLoader):
 
 
 # YAML 1.1 reads 1e-3 (no dot) as text; a learning rate is a number to everybody.
-_Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
+_Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
@@ -129,14 +134,14 @@ _Loader.add_implicit_resolver(  # type: ignore[no-untyped-call]
 def _parse_yaml(text: str, where: str, problems: Problems) -> dict[str, Any]:
     loader = _Loader(text)
     try:
-        tree = loader.get_single_data()  # type: ignore[no-untyped-call]
+        tree = loader.get_single_data()
     except yaml.YAMLError as error:
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        text = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error)
-        problems.append((f"{where} line {mark.line + 1}" if mark else where, f"not valid YAML: {text}"))
+        reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error)
+        problems.append((f"{where} line {mark.line + 1}" if mark else where, f"not valid YAML: {reason}"))
         return {}
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
     problems += [(f"{where} line {line}", f"key {key!r} is given twice; keep one") for line, key in loader.duplicates]
     if not isinstance(tree, dict):
         problems.append((where, f"expected a mapping at the top, found {type(tree).__name__}"))
@@ -223,7 +228,9 @@ def _unmatched_patterns(tree: Mapping[str, Any]) -> Problems:
             for position, pattern in enumerate(patterns if isinstance(patterns, (list, Mapping)) else []):
                 if isinstance(pattern, str) and not fnmatch.filter(known, pattern):
                     where = f"stages.{index}.{key}.{position if key == 'train' else pattern}"
-                    problems.append((where, f"{pattern!r} matches no part{suggest(pattern, known)}; parts: {', '.join(known)}"))
+                    problems.append(
+                        (where, f"{pattern!r} matches no part{suggest(pattern, known)}; parts: {', '.join(known)}")
+                    )
         name = stage.get("name")
         if isinstance(name, str) and name in seen:
             problems.append((f"stages.{index}.name", f"{name!r} names an earlier stage too; stage names are unique"))

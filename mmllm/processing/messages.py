@@ -64,11 +64,15 @@ def check_turns(messages: Sequence[Message], where: str = "messages", *, trainin
     for index, message in enumerate(turns):
         expected = "user" if index % 2 == 0 else "assistant"
         if message.role != expected:
-            raise DataError(f"{where}: turn {index} is from {message.role!r}, expected {expected!r} (turns alternate, the user begins)")
+            raise DataError(
+                f"{where}: turn {index} is from {message.role!r}, expected {expected!r} (turns alternate, the user begins)"
+            )
         if training and message.role == "assistant" and not message.text.strip():
             raise DataError(f"{where}: turn {index}: the assistant's reply is empty; nothing could be learned from it")
         if message.role == "assistant" and any(part.type != "text" for part in message.parts):
-            raise DataError(f"{where}: turn {index}: media in an assistant turn; this version trains and answers in text only")
+            raise DataError(
+                f"{where}: turn {index}: media in an assistant turn; this version trains and answers in text only"
+            )
     if training and turns[-1].role != "assistant":
         raise DataError(f"{where}: the conversation ends without an assistant reply")
 

@@ -103,8 +103,9 @@ class Batch:
     def to(self, device: torch.device | str) -> Batch:
         """A copy on ``device``."""
         media = {name: m.to(device) for name, m in self.media.items()}
-        moved = (t.to(device, non_blocking=True) for t in (self.ids, self.attention_mask, self.predict, self.targets))
-        return Batch(*moved, media=media, sample_ids=self.sample_ids)
+        ids, attention = self.ids.to(device, non_blocking=True), self.attention_mask.to(device, non_blocking=True)
+        predict, targets = self.predict.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
+        return Batch(ids, attention, predict, targets, media, self.sample_ids)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,9 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, g
     contents = _contents(messages, mark)
     text, generated = _apply(tokenizer, messages, contents, generation_prompt)
     spans, literals = _content_spans(tokenizer, messages, contents, text, mark, generation_prompt)
-    control = sorted(set(tokenizer.all_special_tokens) | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special})
+    control = sorted(
+        set(tokenizer.all_special_tokens) | {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
+    )
     supervised = generated or _reply_spans(messages, spans, literals, control)
     # Control tokens spelled out by a user (or by data) stay plain text: such a content is tokenised on its own, literally.
     literal = [span for span in spans if any(token in text[slice(*span)] for token in control)]
@@ -60,11 +63,20 @@ def render(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *, g
 
 
 def _unused_character(messages: Sequence[Message]) -> str:
-    used = {char for m in messages for part in m.parts if part.type == "text" for char in str(part.value) if char >= "\uf000"}
+    used = {
+        char
+        for m in messages
+        for part in m.parts
+        if part.type == "text"
+        for char in str(part.value)
+        if char >= "\uf000"
+    }
     for code in PRIVATE_USE:
         if chr(code) not in used:
             return chr(code)
-    raise DataError("the conversation uses every private-use character from U+F000 on; there is none left to mark media with")
+    raise DataError(
+        "the conversation uses every private-use character from U+F000 on; there is none left to mark media with"
+    )
 
 
 def _contents(messages: Sequence[Message], mark: str) -> list[str]:
@@ -136,7 +148,9 @@ def _content_spans(
             if text.startswith(candidate, at) and text.startswith(following, end):
                 break
         else:
-            raise DataError("the backbone's chat template rewrites message contents; the reply's tokens cannot be told apart")
+            raise DataError(
+                "the backbone's chat template rewrites message contents; the reply's tokens cannot be told apart"
+            )
         spans.append((at, end))
         at = end + len(following)
     return spans, literals
@@ -156,12 +170,18 @@ def _reply_spans(
 
 
 def _tokenise(
-    tokenizer: PreTrainedTokenizerBase, text: str, mark: str, supervised: Sequence[Interval], literal: Sequence[Interval]
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    mark: str,
+    supervised: Sequence[Interval],
+    literal: Sequence[Interval],
 ) -> Iterator[Piece]:
-    cuts: list[tuple[int, int, int | None]] = [(m.start(), m.end(), int(m[1])) for m in re.finditer(f"{mark}(\\d+){mark}", text)]
+    cuts: list[tuple[int, int, int | None]] = [
+        (m.start(), m.end(), int(m[1])) for m in re.finditer(f"{mark}(\\d+){mark}", text)
+    ]
     edges = sorted({0, len(text), *(e for cut in cuts for e in cut[:2]), *(e for span in literal for e in span)})
     media = {start: index for start, _, index in cuts}
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         if start in media:
             yield Piece([], [], media[start])
         else:
@@ -169,7 +189,9 @@ def _tokenise(
             yield _piece(tokenizer, text[start:end], start, supervised, plain)
 
 
-def _piece(tokenizer: PreTrainedTokenizerBase, text: str, start: int, supervised: Sequence[Interval], plain: bool) -> Piece:
+def _piece(
+    tokenizer: PreTrainedTokenizerBase, text: str, start: int, supervised: Sequence[Interval], plain: bool
+) -> Piece:
     out: Any = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, split_special_tokens=plain)
     flags = []
     index = bisect_right(supervised, start, key=itemgetter(1))

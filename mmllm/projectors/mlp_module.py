@@ -15,7 +15,13 @@ class MLPProjector(Projector):
     """
 
     def __init__(
-        self, input_dim: int, output_dim: int, depth: int = 2, hidden_dim: int | None = None, stack: int = 1, norm: bool = False
+        self,
+        input_dim: int,
+        output_dim: int,
+        depth: int = 2,
+        hidden_dim: int | None = None,
+        stack: int = 1,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         self.stack = stack

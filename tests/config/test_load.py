@@ -85,10 +85,14 @@ def test_mistakes_and_help_are_reported_before_anything_heavy_is_imported(tmp_pa
         "heavy = {'torch', 'transformers', 'open_clip', 'peft', 'gradio', 'accelerate'} & set(sys.modules)\n"
         "assert not heavy, heavy\nsys.exit(code)"
     )
-    run = subprocess.run([sys.executable, "-c", program, "plan", str(tmp_path / "bad.yaml")], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program, "plan", str(tmp_path / "bad.yaml")], capture_output=True, text=True
+    )
     assert run.returncode == 2, run.stderr
     assert run.stderr.count("\n") == 7
-    run = subprocess.run([sys.executable, "-c", program.replace("sys.exit(code)", ""), "list"], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", program.replace("sys.exit(code)", ""), "list"], capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr
 
 
@@ -97,7 +101,10 @@ def test_base_files_merge_and_a_changed_kind_replaces_its_node(tmp_path: Path) -
     high = {
         "base": ["low.yaml"],
         "seed": 5,
-        "model": {"inputs": {"image": {"projector": {"kind": "linear", "stack": 2}}}, "backbone": {"adapter": {"rank": 4}}},
+        "model": {
+            "inputs": {"image": {"projector": {"kind": "linear", "stack": 2}}},
+            "backbone": {"adapter": {"rank": 4}},
+        },
     }
     config = load(write(tmp_path / "high.yaml", high))
     assert config.seed == 5
@@ -115,7 +122,9 @@ def test_merge_replaces_lists() -> None:
 
 def test_overrides_reach_mappings_and_stages_by_name_or_position(tmp_path: Path) -> None:
     path = write(tmp_path / "c.yaml", GOOD)
-    config = load(path, ["seed=3", "stages.align.lr=2e-4", "stages.0.batch_size=4", "model.inputs.image.encoder.select_layer=-1"])
+    config = load(
+        path, ["seed=3", "stages.align.lr=2e-4", "stages.0.batch_size=4", "model.inputs.image.encoder.select_layer=-1"]
+    )
     assert (config.seed, config.stages[0].lr, config.stages[0].batch_size) == (3, 2e-4, 4)
     with pytest.raises(ConfigError, match="no entry 'tune'; there are 1: align"):
         load(path, ["stages.tune.lr=1"])

@@ -22,7 +22,9 @@ from mmllm.processing.processor import Processor
 def assistant() -> Assistant:
     torch.manual_seed(3)
     tree = {
-        "inputs": {"image": {"encoder": {"kind": "clip", "arch": "ViT-B-32"}, "projector": {"kind": "mlp"}, "markers": True}},
+        "inputs": {
+            "image": {"encoder": {"kind": "clip", "arch": "ViT-B-32"}, "projector": {"kind": "mlp"}, "markers": True}
+        },
         "backbone": {"kind": "causal_lm", "pretrained": "x", "adapter": {"kind": "lora"}},
     }
     config = parse({"model": tree}).model

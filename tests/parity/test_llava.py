@@ -12,7 +12,14 @@ import pytest
 import torch
 from PIL import Image
 from torch.nn import functional as F
-from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from mmllm.backbones.causal_lm import byte_tokenizer
 from mmllm.config.base import BuildContext
@@ -21,9 +28,16 @@ from mmllm.model import MultimodalLM
 from mmllm.processing.messages import Sample, parse_messages
 from mmllm.processing.processor import Batch, Processor
 
-VISION = CLIPVisionConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8)
+VISION = CLIPVisionConfig(
+    hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8
+)
 TEXT = LlamaConfig(
-    hidden_size=48, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, vocab_size=272
+    hidden_size=48,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    vocab_size=272,
 )
 PLACEHOLDER = 270  # a free row of the vocabulary for transformers' own image token
 
@@ -74,7 +88,10 @@ def batch_of(processor: Processor) -> Batch:
         return {"type": "image", "data": data.getvalue()}
 
     conversations = [
-        [{"role": "user", "content": [picture(1), {"type": "text", "text": "what?"}]}, {"role": "assistant", "content": "a cat"}],
+        [
+            {"role": "user", "content": [picture(1), {"type": "text", "text": "what?"}]},
+            {"role": "assistant", "content": "a cat"},
+        ],
         [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello there"}],
         [
             {"role": "user", "content": [picture(2), {"type": "text", "text": "and"}, picture(3)]},
@@ -89,7 +106,9 @@ def test_logits_loss_and_projector_gradients_equal_transformers_llava(systems) -
     ours, processor, theirs = systems
     batch = batch_of(processor)
     ids = torch.where(batch.ids >= ours.backbone.vocab_rows, PLACEHOLDER, batch.ids)
-    reference = theirs(input_ids=ids, pixel_values=batch.media["image"].inputs["pixels"], attention_mask=batch.attention_mask)
+    reference = theirs(
+        input_ids=ids, pixel_values=batch.media["image"].inputs["pixels"], attention_mask=batch.attention_mask
+    )
     real = batch.attention_mask.bool()
 
     logits = ours.backbone(ours.splice(batch.ids, batch.media), batch.attention_mask)

@@ -102,7 +102,13 @@ def test_assistant_first_and_repeated_roles_are_refused() -> None:
 
 @pytest.mark.parametrize(
     "messages",
-    ["text", [1], [{"role": "robot", "content": "x"}], [{"role": "user", "content": None}], [{"role": "user", "content": [{"type": "image"}]}]],
+    [
+        "text",
+        [1],
+        [{"role": "robot", "content": "x"}],
+        [{"role": "user", "content": None}],
+        [{"role": "user", "content": [{"type": "image"}]}],
+    ],
 )
 def test_malformed_messages_name_their_place(messages: object) -> None:
     with pytest.raises(DataError, match="row 7"):
@@ -110,7 +116,9 @@ def test_malformed_messages_name_their_place(messages: object) -> None:
 
 
 def test_batches_supervise_the_same_tokens_on_either_side_of_the_padding(processor: Processor) -> None:
-    samples = [processor.encode_sample(s, 4096) for s in (sample("hello", "a"), sample([picture()], "bcd"), sample("x", "ef"))]
+    samples = [
+        processor.encode_sample(s, 4096) for s in (sample("hello", "a"), sample([picture()], "bcd"), sample("x", "ef"))
+    ]
     for pad_left in (False, True):
         batch = processor.collate(samples, pad_left=pad_left)
         assert batch.tokens == sum(s.num_supervised for s in samples)

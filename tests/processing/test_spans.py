@@ -92,7 +92,11 @@ def test_ids_equal_the_tokenizers_own_chat_template(family: str) -> None:
 
 def test_masks_equal_transformers_where_the_template_marks_replies() -> None:
     tokenizer = tokenizer_of("shipped chatml")
-    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}, {"role": "user", "content": "x"}]
+    chat = [
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "hello"},
+        {"role": "user", "content": "x"},
+    ]
     chat.append({"role": "assistant", "content": "hello hi"})
     own = tokenizer.apply_chat_template(chat, return_assistant_tokens_mask=True, return_dict=True)
     (piece,) = render(tokenizer, parse_messages(chat), generation_prompt=False).pieces
@@ -117,7 +121,9 @@ def test_control_tokens_in_messages_stay_text(family: str) -> None:
 def test_media_stand_where_they_were_put() -> None:
     tokenizer = tokenizer_of("chatml")
     image = {"type": "image", "path": "a.png"}
-    chat = [{"role": "user", "content": [image, {"type": "text", "text": "and"}, image, {"type": "text", "text": "same?"}]}]
+    chat = [
+        {"role": "user", "content": [image, {"type": "text", "text": "and"}, image, {"type": "text", "text": "same?"}]}
+    ]
     pieces = render(tokenizer, parse_messages(chat), generation_prompt=True).pieces
     shown = [p.media if p.media is not None else tokenizer.decode(p.ids) for p in pieces]
     assert shown == ["<|im_start|>user\n", 0, "\nand\n", 1, "\nsame?<|im_end|>\n<|im_start|>assistant\n"]
@@ -144,7 +150,10 @@ def test_a_template_that_refuses_or_drops_messages_is_reported() -> None:
 def test_ten_thousand_turns_take_seconds() -> None:
     tokenizer = tokenizer_of("chatml")
     image = {"type": "image", "path": "a.png"}
-    chat = [{"role": "user", "content": [image, {"type": "text", "text": "q"}]}, {"role": "assistant", "content": "a"}] * 5000
+    chat = [
+        {"role": "user", "content": [image, {"type": "text", "text": "q"}]},
+        {"role": "assistant", "content": "a"},
+    ] * 5000
     pieces = render(tokenizer, parse_messages(chat), generation_prompt=False).pieces
     assert sum(p.media is not None for p in pieces) == 5000
     assert sum(sum(p.supervised) for p in pieces) == 10_000

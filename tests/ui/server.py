@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,8 +31,9 @@ def running(folder: Path, delay: float = 0.0) -> Iterator[Server]:
         port = probe.getsockname()[1]
     assistant = FakeAssistant(delay)
     log = FeedbackLog(folder / "feedback.jsonl")
-    demo = serve(ModelShelf(lambda name: assistant), ["embedded"], log, port, block=False)
-    try:
-        yield Server(f"http://127.0.0.1:{port}", assistant, log.path, Path(demo.uploads.name))
-    finally:
-        demo.close()
+    with chdir(folder):  # as users run it: not from a clone
+        demo = serve(ModelShelf(lambda name: assistant), ["embedded"], log, port, block=False)
+        try:
+            yield Server(f"http://127.0.0.1:{port}", assistant, log.path, Path(demo.uploads.name))
+        finally:
+            demo.close()
