@@ -75,7 +75,7 @@ def rows_to_keep(config: RunConfig, chosen: Sequence[StageConfig], position: Pos
 def refuse_overwriting(folder: Path, chosen: Sequence[StageConfig]) -> None:
     """Raise ``TrainingError`` when a fresh start would mix with checkpoints of the same stages."""
     names = {stage.name for stage in chosen}
-    for path in checkpoint.checkpoints(folder):
+    for path in reversed(checkpoint.checkpoints(folder)):
         if path.name.split("-")[1] in names:
             raise TrainingError(
                 f"{folder} already holds {path.name}; resume that run (--resume), or choose another `output`"
