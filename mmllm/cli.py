@@ -99,7 +99,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = commands.add_parser("data", help="check and show training data")
     data = sub.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    validate = data.add_parser("validate", help="report every fault of a data file as file:line; exit 1 if there is any")
+    validate = data.add_parser(
+        "validate", help="report every fault of a data file as file:line; exit 1 if there is any"
+    )
     validate.add_argument("file", metavar="FILE")
     validate.add_argument("--format", help="messages, llava, sharegpt or nextgpt; guessed when not given")
     validate.add_argument("--root", metavar="DIR", help="folder that media paths start from; default: the file's own")

@@ -91,7 +91,7 @@ AnyComponent = TypeVar("AnyComponent", bound=type[ComponentConfig])
 
 def register(cls: AnyComponent) -> AnyComponent:
     """Add a component class from outside mmllm (use as a decorator). Raises ``ConfigError`` on a kind taken by another."""
-    family, kind = cls.family, str(cls.model_construct().kind)
+    family, kind = cls.family, cls.__pydantic_fields__["kind"].default
     if family not in BUILTIN:
         raise ConfigError(
             [("", f"unknown component family {family!r}; the families are {', '.join(BUILTIN)}")], cls.__name__
