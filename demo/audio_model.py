@@ -109,12 +109,11 @@ class LogMel(nn.Module):
         return (torch.maximum(mels, mels.amax(dim=(1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
 
 
-def pool(features: Tensor, spans: list[tuple[int, int, int]]) -> Tensor:
-    """Mean of features (N, S, D) over each (row, first frame, end frame): (S, D)."""
-    rows, first, end = torch.tensor(spans, device=features.device).T
-    frames = torch.arange(features.shape[1], device=features.device)
-    inside = ((frames >= first[:, None]) & (frames < end[:, None])).float()
-    return torch.einsum("sf,sfd->sd", inside / inside.sum(1, keepdim=True), features[rows])
+def pool(features: Tensor, frames: list[int]) -> Tensor:
+    """Mean of features (N, S, D) over the first frames[i] frames of row i: (N, D)."""
+    ends = torch.tensor(frames, device=features.device)[:, None]
+    inside = (torch.arange(features.shape[1], device=features.device) < ends).float()
+    return torch.einsum("ns,nsd->nd", inside / ends, features)
 
 
 def training_loss(encoder: Encoder, mels: Tensor, windows: list[Window]) -> dict[str, Tensor]:
@@ -124,30 +123,24 @@ def training_loss(encoder: Encoder, mels: Tensor, windows: list[Window]) -> dict
     features = features.float()
     device = features.device
 
-    shares = torch.tensor([window.segments[0][4] for window in windows], device=device, dtype=torch.float32)
+    shares = torch.tensor([window.share for window in windows], device=device)
     events = torch.tensor(np.stack([window.events for window in windows]), device=device)  # (N, 2, S)
     logits = encoder.event_head(features).transpose(1, 2)  # (N, classes, S)
     first, second = (F.cross_entropy(logits, events[:, i], reduction="none") for i in (0, 1))
     per_frame = shares[:, None] * first + (1 - shares[:, None]) * second
     event_loss = per_frame.sum() / (events[:, 0] != UNKNOWN).sum().clamp(min=1)
 
-    segments = [(row, *segment) for row, window in enumerate(windows) for segment in window.segments]
-    facts = encoder.facts(pool(features, [segment[:3] for segment in segments]))
-    # A window of eight digits weighs more than one of a single scene, but not eight times as much.
-    weights = torch.tensor([len(windows[s[0]].segments) ** -0.5 for s in segments], device=device)
-    share = torch.tensor([segment[5] for segment in segments], device=device, dtype=torch.float32)
-    label, other = (
-        F.cross_entropy(facts["label"], torch.tensor([HEADS["label"].index(name) for name in names], device=device),
-                        reduction="none", label_smoothing=0.05)
-        for names in ([s[3]["label"] for s in segments], [s[4] for s in segments])
-    )  # fmt: skip
-    label_loss = (weights * (share * label + (1 - share) * other)).sum() / weights.sum()
+    facts = encoder.facts(pool(features, [-(-window.end // FRAME) for window in windows]))
+    labels = [[window.facts["label"] for window in windows], [window.second for window in windows]]
+    targets = torch.tensor([[HEADS["label"].index(name) for name in names] for names in labels], device=device)
+    first, second = (F.cross_entropy(facts["label"], t, reduction="none", label_smoothing=0.05) for t in targets)
+    label_loss = (shares * first + (1 - shares) * second).mean()
 
     fact_loss = torch.zeros((), device=device)
     for head, values in HEADS.items():
-        known = [i for i, segment in enumerate(segments) if head in segment[3]]
+        known = [i for i, window in enumerate(windows) if head in window.facts]
         if head != "label" and known:
-            target = torch.tensor([values.index(segments[i][3][head]) for i in known], device=device)
+            target = torch.tensor([values.index(windows[i].facts[head]) for i in known], device=device)
             fact_loss = fact_loss + F.cross_entropy(facts[head][known], target, reduction="sum") / len(windows)
     return {"events": event_loss, "label": label_loss, "facts": fact_loss}
 

@@ -49,25 +49,22 @@ def read_clips(path: Path) -> Clips:
 
 
 class Window:
-    """A stretch of sound under construction, with what is true of it."""
+    """One clip at the start of a stretch of silence, with what is true of it."""
 
     def __init__(self, length: int = WINDOW) -> None:
         self.samples = np.zeros(length, np.float32)
-        self.end = 0
+        self.end = 0  # of the clip, in samples
         self.events = np.full((2, length // FRAME), UNKNOWN)  # the event of each frame, and of the clip mixed into it
-        self.segments: list[tuple[int, int, dict[str, str], str, float]] = []  # frames, facts, second label, share
+        self.facts: dict[str, str] = {}  # {head: answer}
+        self.second, self.share = "", 1.0  # the label of the clip mixed into it; the share of the first in the mixture
 
-    def add(self, wave: np.ndarray, events: list[tuple[int, int, str]], facts: dict[str, str]) -> bool:
-        """Append a clip whose `events` are (first sample, end sample, name); False where it does not fit."""
-        start = -(-self.end // FRAME) * FRAME
-        if start + len(wave) > len(self.samples):
-            return False
-        self.samples[start : start + len(wave)] = wave
-        self.end = start + len(wave)
+    def add(self, wave: np.ndarray, events: list[tuple[int, int, str]], facts: dict[str, str]) -> None:
+        """Put in the clip, whose `events` are (first sample, end sample, name)."""
+        self.samples[: len(wave)] = wave
+        self.end = len(wave)
         for first, end, name in events:
-            self.events[:, (start + first) // FRAME : -(-(start + end) // FRAME)] = EVENTS.index(name)
-        self.segments.append((start // FRAME, -(-self.end // FRAME), facts, facts["label"], 1.0))
-        return True
+            self.events[:, first // FRAME : -(-end // FRAME)] = EVENTS.index(name)
+        self.facts, self.second = facts, facts["label"]
 
     def noise(self, rng: np.random.Generator, decibels: float) -> None:
         """Add noise of a random colour under all that sounds, `decibels` below its mean power."""
@@ -88,17 +85,14 @@ def stretch(wave: np.ndarray, factor: float) -> np.ndarray:
 
 
 def digit_window(rng: np.random.Generator, clips: Clips, short: bool) -> Window:
-    """One digit, or up to eight one after the other; short: one in one second."""
+    """One digit with some silence around it, in a window; short: in one second."""
     window = Window(RATE if short else WINDOW)
-    for _ in range(1 if short or rng.random() < 0.35 else 8):
-        wave, word = clips[rng.integers(len(clips))]
-        wave = stretch(wave, rng.uniform(0.85, 1.18)) * gain(rng, -14, 6)
-        before, after = rng.integers(0, 5000, size=2) * (rng.random(2) < 0.4)
-        if short:
-            before = min(before, max(0, RATE - len(wave)))
-        padded = np.pad(wave, (before, after))[: len(window.samples)]
-        if not window.add(padded, [(before, before + len(wave), word)], {"label": word}):
-            break
+    wave, word = clips[rng.integers(len(clips))]
+    wave = stretch(wave, rng.uniform(0.85, 1.18)) * gain(rng, -14, 6)
+    before, after = rng.integers(0, 5000 if short else 32000, size=2) * (rng.random(2) < 0.4)
+    before = min(before, max(0, len(window.samples) - len(wave)))
+    padded = np.pad(wave, (before, after))[: len(window.samples)]
+    window.add(padded, [(before, before + len(wave), word)], {"label": word})
     if rng.random() < 0.5:
         window.noise(rng, rng.uniform(5, 40))
     return window
@@ -125,26 +119,20 @@ def scene_clip(rng: np.random.Generator, clips: Clips, length: int) -> tuple[np.
 
 
 def scene_window(rng: np.random.Generator, clips: Clips, short: bool) -> Window:
-    """One environmental sound, two mixed with labels in proportion (between-class learning, Tokozume et al., ICLR
-    2018), or two one after the other; short: of half a window."""
+    """One environmental sound, or two mixed with labels in proportion (between-class learning, Tokozume et al., ICLR
+    2018), in a window; short: in half a window."""
     length = WINDOW // 2 if short else WINDOW
     window = Window(length)
-    draw = rng.random()
-    if draw < 0.25 and not short:
-        for _ in range(2):
-            wave, label = scene_clip(rng, clips, length // 2)
-            window.add(wave * gain(rng, -40, -12), [(0, len(wave), label)], {"label": label})
-    else:
-        wave, label = scene_clip(rng, clips, length if short else int(rng.uniform(0.5, 1.0) * length))
-        other, second, share = np.zeros_like(wave), label, 1.0
-        if draw < 0.65:
-            other, second = scene_clip(rng, clips, len(wave))
-            other = np.pad(other, (0, len(wave) - len(other)))
-            share = rng.uniform(0.5, 1.0)
-        mixed = (share * wave + (1 - share) * other) / math.hypot(share, 1 - share)
-        window.add(mixed.astype(np.float32) * gain(rng, -40, -12), [(0, len(mixed), label)], {"label": label})
-        window.events[1, window.events[0] != UNKNOWN] = EVENTS.index(second)
-        window.segments = [(first, end, facts, second, share) for first, end, facts, _, _ in window.segments]
+    wave, label = scene_clip(rng, clips, length if short else int(rng.uniform(0.5, 1.0) * length))
+    other, second, share = np.zeros_like(wave), label, 1.0
+    if rng.random() < 0.5:
+        other, second = scene_clip(rng, clips, len(wave))
+        other = np.pad(other, (0, len(wave) - len(other)))
+        share = rng.uniform(0.5, 1.0)
+    mixed = (share * wave + (1 - share) * other) / math.hypot(share, 1 - share)
+    window.add(mixed.astype(np.float32) * gain(rng, -40, -12), [(0, len(mixed), label)], {"label": label})
+    window.events[1, window.events[0] != UNKNOWN] = EVENTS.index(second)
+    window.second, window.share = second, share
     if rng.random() < 0.3:
         window.noise(rng, rng.uniform(10, 40))
     np.clip(window.samples, -1, 1, out=window.samples)
@@ -157,12 +145,10 @@ def sound_facts(sound: sounds.Sound) -> dict[str, str]:
     return {"label": sound.kind} | {named.get(name, name): answer for name, answer in sounds.facts(sound).items()}
 
 
-def procedural_window(rng: np.random.Generator, short: bool) -> Window:
-    """One procedural sound, or up to four one after the other; half of them of the kinds that take longest to learn."""
+def procedural_window(rng: np.random.Generator) -> Window:
+    """One procedural sound in a window; half of them of the kinds that take longest to learn."""
     window = Window()
-    for _ in range(1 if short or rng.random() < 0.6 else 4):
-        sound = sounds.sample_sound(rng, sounds.pick(rng, HARD_KINDS) if rng.random() < 0.5 else None)
-        wave, events = sounds.render(sound, rng)
-        if not window.add(wave, events, sound_facts(sound)):
-            break
+    sound = sounds.sample_sound(rng, sounds.pick(rng, HARD_KINDS) if rng.random() < 0.5 else None)
+    wave, events = sounds.render(sound, rng)
+    window.add(wave, events, sound_facts(sound))
     return window

@@ -1,14 +1,13 @@
 """Train the embedded assistant's audio encoder, a small Whisper encoder, from nothing.
 
-    python demo/train_audio_encoder.py --fsdd data/fsdd --esc10 data/esc10 --output runs/audio --steps 5000 [--resume]
+    python demo/train_audio_encoder.py --fsdd data/fsdd --esc10 data/esc10 --output runs/audio [--resume]
 
 Data: spoken digits and environmental sounds (folders written by training/prepare_fsdd.py and prepare_esc10.py) and
-procedural sounds (sounds.py). The first steps see short windows that a clip fills, from which its features are learnt
-several times faster; the others see 5 seconds: one clip followed by silence, as the assistant will hear it, or several
-clips one after the other. Two linear heads are read off the last hidden states: one
-names what sounds in each 20 ms frame, one reads the facts of a clip (its label, how many beeps, which came first, ...)
-from the mean of its frames. So the frozen features hold these facts inside the clip, where a projector finds them. The
-heads are kept only in the checkpoint.
+procedural sounds (sounds.py). Most steps see short windows that a clip fills, from which the features are learnt
+several times faster; the others see 5 seconds, a clip followed by silence, as the assistant will hear it. Two linear
+heads are read off the last hidden states: one names what sounds in each 20 ms frame, one reads the facts of a clip (its
+label, how many beeps, which came first, ...) from the mean of its frames. So the frozen features hold these facts
+inside the clip, where a projector finds them. The heads are kept only in the checkpoint.
 
 Every step draws its data from (seed, step), so a resumed run continues as the uninterrupted one would have.
 Writes to --output: checkpoint.safetensors, log.jsonl, scores.json, and whisper/, the encoder in fp16 for transformers.
@@ -43,7 +42,7 @@ from audio_windows import (
 )
 from torch import Tensor
 
-SHORT = 0.6  # share of the steps on short windows
+SHORT = 0.85  # share of the steps on short windows
 PROBE, FINAL_PROBE = 220, 2000  # procedural sounds in the probes during and after training
 CHECKPOINT_SECONDS = 180
 
@@ -69,14 +68,14 @@ def make_batches(
 ) -> list[tuple[Tensor, list[Window]]]:
     """Augmented log-mels (N, 80, T) on the device and their windows, of digits, of scenes and of procedural sounds.
 
-    `batch` full windows in all (3/8, 3/8, 1/4), or as many frames of short ones, where T differs between the three."""
+    `batch` full windows in all (5/16, 1/2, 3/16), or as many frames of short ones, where T differs between the three."""
     makers = (
         lambda: digit_window(rng, digits, short),
         lambda: scene_window(rng, scenes, short),
-        lambda: procedural_window(rng, short),
+        lambda: procedural_window(rng),
     )
     batches = []
-    for maker, share, bands, stretches in zip(makers, (2.0, 0.625, 0.625) if short else (0.375, 0.375, 0.25),
+    for maker, share, bands, stretches in zip(makers, (1.5, 0.875, 0.5) if short else (0.3125, 0.5, 0.1875),
                                               (8, 14, 0), (0, 40, 0), strict=True):  # fmt: skip
         windows = [maker() for _ in range(round(share * batch))]
         length = -(-max(window.end for window in windows) // FRAME) * FRAME if short else WINDOW
@@ -193,7 +192,7 @@ def train(arguments: argparse.Namespace) -> None:
     for step in range(done, arguments.steps):
         torch.manual_seed(arguments.seed * 1_000_000 + step)  # dropout
         rng = np.random.default_rng((arguments.seed, step))
-        short = arguments.init is None and step < SHORT * arguments.steps
+        short = bool(rng.random() < SHORT)
         batches = make_batches(rng, *train_sets, arguments.batch, short, log_mel, device)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, arguments.lr, arguments.warmup, arguments.steps)
@@ -229,18 +228,16 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fsdd", type=Path, required=True, help="folder written by training/prepare_fsdd.py")
     parser.add_argument("--esc10", type=Path, required=True, help="folder written by training/prepare_esc10.py")
     parser.add_argument("--output", type=Path, required=True, help="folder for the checkpoint, the log and whisper/")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int, default=3200)
     parser.add_argument("--batch", type=int, default=16, help="windows of 5 seconds per step")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--warmup", type=int, default=200)
+    parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--log-every", type=int, default=25)
     parser.add_argument("--probe-every", type=int, default=500)
-    parser.add_argument(
-        "--init", type=Path, help="checkpoint.safetensors of another run to start from, full windows only"
-    )
+    parser.add_argument("--init", type=Path, help="checkpoint.safetensors of another run to start from")
     parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --output")
     return parser.parse_args(words)
 
