@@ -37,13 +37,13 @@ def check_component(config: ComponentConfig, *, media: Sequence[Any] | None = No
     ``media`` are decoded examples for an encoder of another modality than ``image`` and ``audio``: at least two, of
     different sizes, the smallest possible among them.
     """
-    checks: list[tuple[type[ComponentConfig], Callable[[Any], None]]] = [
-        (EncoderConfig, lambda tiny: _check_encoder(tiny, media)),
-        (ProjectorConfig, _check_projector),
-        (BackboneConfig, _check_backbone),
-        (AdapterConfig, _check_adapter),
-    ]
-    check = next((function for family, function in checks if isinstance(config, family)), None)
+    checks: dict[str, Callable[[Any], None]] = {
+        "encoder": lambda tiny: _check_encoder(tiny, media),
+        "input_projector": _check_projector,
+        "backbone": _check_backbone,
+        "adapter": _check_adapter,
+    }
+    check = checks.get(config.family)
     if check is None:
         raise TypeError(f"found a {type(config).__name__}, expected an encoder, input projector, backbone or adapter")
     _check_config(config)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -59,9 +60,9 @@ class ComponentConfig(Config):
     family: ClassVar[str]
     kind: str
 
+    @abstractmethod
     def tiny(self) -> Self:
         """The same code path at a few thousand random parameters; what tests and dry runs execute."""
-        raise NotImplementedError(f"{type(self).__name__} has no tiny() version")
 
 
 @dataclass(frozen=True)
