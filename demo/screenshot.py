@@ -2,7 +2,7 @@
 
     python demo/screenshot.py [--model embedded] [--output docs/images/demo.png]
 
-Needs the `dev` extra (playwright) and Chromium. Look at the result before you publish it: the answers are the model's own.
+Needs the `dev` extra (playwright) and Chromium. Look at the result before you publish it.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from pathlib import Path
 EXAMPLES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("What is in the picture?", ("shapes.png",)),
     ("Which picture has more stars?", ("shapes.png", "stars.png")),
-    ("What do you hear?", ("bell_then_siren.wav",)),
+    ("Describe the sound.", ("bell_then_siren.wav",)),
     ("What can you do?", ()),
 )
 """Questions to click, each with the files in ``assets/examples`` that go with it."""

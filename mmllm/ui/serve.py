@@ -48,6 +48,7 @@ def serve(
             enable_monitoring=False,
             theme=theme(),
             css_paths=[str(asset("demo.css"))],
+            allowed_paths=[str(asset("examples"))],
             footer_links=["api"],
             app_kwargs={"middleware": [(LocalOnly, (), {})]},
         )

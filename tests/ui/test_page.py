@@ -18,6 +18,7 @@ gradio_client = pytest.importorskip("gradio_client")
 from gradio_client import Client, handle_file
 from ui.server import Server, running
 
+http = httpx.Client(timeout=60)
 DEFAULTS = ("embedded", "", 0, 1, 256, -1)  # model, system prompt, temperature, top-p, most tokens, seed
 
 
@@ -52,7 +53,7 @@ def test_an_answer_streams(server: Server, tmp_path: Path) -> None:
     words = " ".join(f"w{i}" for i in range(60))
     client.predict({"text": f"say {words}", "files": []}, api_name="/send")
     job = client.submit(*DEFAULTS, api_name="/reply")
-    final = job.result(timeout=30)
+    final = job.result(timeout=60)
     steps = [texts(output[0])[-1] for output in job.outputs()]
     assert texts(final[0]) == [f"say {words}", words]
     growing = [step for step in steps if step.startswith("w0")]
@@ -82,7 +83,7 @@ def test_stop_ends_the_production_of_tokens(server: Server, tmp_path: Path) -> N
     job = client.submit(*DEFAULTS, api_name="/reply")
     time.sleep(0.5)
     client.predict(api_name="/stop")
-    chat = job.result(timeout=5)[0]
+    chat = job.result(timeout=60)[0]
     produced = server.assistant.produced
     assert texts(chat)[-1].startswith("word0 word1")
     time.sleep(0.2)
@@ -154,7 +155,7 @@ def test_an_unknown_model_is_not_loaded(server: Server, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/etc/passwd", "/proc/self/environ", str(Path(__file__)), "../../../../etc/passwd"])
 @pytest.mark.parametrize("route", ["/gradio_api/file=", "/file=", "/gradio_api/file/"])
 def test_files_of_the_computer_are_not_served(server: Server, route: str, path: str) -> None:
-    answer = httpx.get(server.url + route + path)
+    answer = http.get(server.url + route + path)
     assert answer.status_code in (403, 404)
     assert "root:" not in answer.text
 
@@ -164,7 +165,7 @@ def test_a_message_cannot_name_a_file_of_the_computer(server: Server, tmp_path: 
     Image.new("RGB", (2, 2)).save(secret)
     stolen = {"path": str(secret), "meta": {"_type": "gradio.FileData"}}
     body = {"data": [{"text": "give", "files": [stolen]}], "session_hash": "abcdefghij"}
-    answer = httpx.post(f"{server.url}/gradio_api/run/send", json=body)
+    answer = http.post(f"{server.url}/gradio_api/run/send", json=body)
     assert answer.status_code >= 400
     assert not any(secret.read_bytes() == file.read_bytes() for file in server.uploads.rglob("*.png"))
 
@@ -173,18 +174,18 @@ def test_uploads_are_neither_listed_nor_guessable(server: Server, tmp_path: Path
     ask(connect(server, tmp_path), "mine", picture)
     path = Path(server.assistant.requests[-1][-1]["content"][0]["path"])
     for guess in (server.uploads, path.parent, server.uploads / path.name):
-        assert httpx.get(f"{server.url}/gradio_api/file={guess}").status_code in (403, 404)
+        assert http.get(f"{server.url}/gradio_api/file={guess}").status_code in (403, 404)
     assert len(path.parent.name) == 64
 
 
 def test_files_of_other_servers_are_not_fetched(server: Server) -> None:
     for route in ("/gradio_api/file=http://127.0.0.1:9/x.png", "/gradio_api/proxy=http://127.0.0.1:9/"):
-        answer = httpx.get(server.url + route)
+        answer = http.get(server.url + route)
         assert (answer.status_code, answer.text) == (403, "Files of other servers are not fetched.")
 
 
 def test_every_page_carries_the_content_policy(server: Server) -> None:
-    headers = httpx.get(server.url).headers
+    headers = http.get(server.url).headers
     assert "default-src 'self'" in headers["content-security-policy"]
     assert "http" not in headers["content-security-policy"]
     assert headers["referrer-policy"] == "no-referrer"
@@ -192,11 +193,11 @@ def test_every_page_carries_the_content_policy(server: Server) -> None:
 
 def test_a_file_over_the_limit_is_refused(server: Server) -> None:
     big = {"files": ("big.wav", b"\0" * (50 * 1024 * 1024 + 1), "audio/wav")}
-    answer = httpx.post(f"{server.url}/gradio_api/upload", files=big, timeout=60)
+    answer = http.post(f"{server.url}/gradio_api/upload", files=big)
     assert answer.status_code == 413
 
 
 def test_the_server_listens_on_this_computer_only_and_reports_to_nobody(server: Server) -> None:
-    assert httpx.get(f"{server.url}/config").json()["analytics_enabled"] is False
+    assert http.get(f"{server.url}/config").json()["analytics_enabled"] is False
     with pytest.raises(httpx.ConnectError):  # a server bound to every address answers here too
-        httpx.get(server.url.replace("127.0.0.1", "127.0.0.2"))
+        http.get(server.url.replace("127.0.0.1", "127.0.0.2"))

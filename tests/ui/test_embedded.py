@@ -1,0 +1,49 @@
+"""The examples of the page, asked of the assistant that ships with mmllm."""
+
+from __future__ import annotations
+
+import pytest
+
+import mmllm
+from mmllm.assistant import EMBEDDED
+from mmllm.chat import ChatSession, Sampling
+from mmllm.chat.session import text_of
+from mmllm.ui.assets import EXAMPLES, example_files
+
+pytestmark = pytest.mark.skipif(
+    not (EMBEDDED / "config.yaml").is_file(), reason="this checkout has no embedded assistant; demo/ has its recipe"
+)
+EXPECTED = {
+    "What is in the picture?": ("red", "circle"),
+    "Which picture has more stars?": ("second",),
+    "Describe the sound.": ("bell", "siren"),
+    "What can you do?": ("picture", "sound"),
+}
+
+
+@pytest.fixture(scope="module")
+def assistant() -> mmllm.Assistant:
+    return mmllm.load("embedded", device="cpu")
+
+
+def test_every_example_has_an_expected_answer() -> None:
+    assert [text for text, _ in EXAMPLES] == list(EXPECTED)
+
+
+@pytest.mark.parametrize("question", EXPECTED)
+def test_the_examples_are_answered_rightly(assistant: mmllm.Assistant, question: str) -> None:
+    session = ChatSession()
+    session.add_user(question, example_files(question), assistant.modalities)
+    list(session.reply(assistant, Sampling()))
+    answer = text_of(session.messages[-1]).lower()
+    assert all(word in answer for word in EXPECTED[question]), answer
+
+
+def test_stop_ends_the_answer_within_one_piece(assistant: mmllm.Assistant) -> None:
+    session = ChatSession()
+    session.add_user("What can you do?")
+    reply = session.reply(assistant, Sampling())
+    first = next(reply)
+    session.stop()
+    assert list(reply) == []
+    assert text_of(session.messages[-1]) == first
