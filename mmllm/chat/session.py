@@ -99,10 +99,14 @@ class ChatSession:
 
         Ends early after ``stop()``, also when ``stop()`` came between the user turn and this call. However it ends, the
         model is told to stop. If it fails before its first piece, the history is as it was before.
-        Raises ``DataError`` when there is nothing to answer, and whatever the assistant raises.
+        Raises ``DataError`` when there is nothing to answer or the assistant does not take one of the files, and whatever
+        the assistant raises.
         """
         if not self.waiting:
             raise DataError("There is no question to answer yet.")
+        modalities = known_modalities(assistant)
+        for path in self.files():
+            _media_part(path, modalities)
         stop = self._stop
         self.answering = True
         asked = self.request()
@@ -183,11 +187,14 @@ class ChatSession:
 
     def plain(self, text: str) -> str:
         """``text`` (an error's) with the paths of this conversation's files shortened to their names."""
-        for message in self.messages:
-            for part in message["content"]:
-                if part["type"] != "text":
-                    text = text.replace(part["path"], Path(part["path"]).name)
+        for path in self.files():
+            text = text.replace(str(path), path.name)
         return text
+
+    def files(self) -> list[Path]:
+        """The files of the whole conversation, in order."""
+        parts = [part for message in self.messages for part in message["content"]]
+        return [Path(part["path"]) for part in parts if part["type"] != "text"]
 
     def export(self) -> str:
         """The conversation as JSON, ``{"id": …, "messages": […]}``, in the data layout; media as data URLs."""

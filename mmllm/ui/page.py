@@ -6,6 +6,7 @@ import html
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +195,11 @@ class _Page:
             }
             assistant = self.shelf.get(model)
             redraw = time.monotonic() + UPDATE_SECONDS
-            for _ in session.reply(assistant, sampling):
-                if time.monotonic() >= redraw:
-                    yield self._shown(session)
-                    redraw = time.monotonic() + UPDATE_SECONDS
+            with closing(session.reply(assistant, sampling)) as pieces:  # a visitor who leaves stops the model too
+                for _ in pieces:
+                    if time.monotonic() >= redraw:
+                        yield self._shown(session)
+                        redraw = time.monotonic() + UPDATE_SECONDS
             yield {self.box: _idle(), **self._shown(session)}
         except Exception as error:
             yield self._failed(session, error)

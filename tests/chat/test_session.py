@@ -231,6 +231,19 @@ def test_export_is_self_contained_and_reads_back_as_messages(picture: Path) -> N
     assert messages[1].text == "what — is it?"
 
 
+def test_a_file_that_this_assistant_does_not_take_is_refused_before_it_is_asked(picture: Path) -> None:
+    class Blind(FakeAssistant):
+        modalities = ("audio",)
+
+    session, assistant = ChatSession(), Blind()
+    session.add_user("look", [picture])
+    with pytest.raises(DataError, match=r"cat\.png: this assistant takes sounds"):
+        answer(session, assistant)
+    assert assistant.requests == []
+    assert session.waiting
+    assert not session.answering
+
+
 def test_two_sessions_share_nothing() -> None:
     first, second = ChatSession(), ChatSession()
     first.add_user("secret")
