@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 from mmllm.data.mixture import StageData
-from mmllm.errors import DataError, MediaError
 from mmllm.generation import Decoding, decode
 from mmllm.model import MultimodalLM
+from mmllm.processing.messages import Part
 from mmllm.processing.processor import Processor
 
 
@@ -29,10 +30,10 @@ def sample_replies(
             sample = data[start]
             question, reference = sample.messages[-2:]
             prompt = processor.encode_prompt(sample.messages[:-1], id=sample.id, root=sample.root)
-        except (DataError, MediaError, ValueError):
+            steps = decode(model, processor, [prompt], Decoding(max_new_tokens=max_new_tokens))
+            ids = [token for (token,) in steps if token is not None]
+        except ValueError:  # unusable data, a prompt beyond the backbone's context, a conversation without reply
             continue
-        steps = decode(model, processor, [prompt], Decoding(max_new_tokens=max_new_tokens))
-        ids = [token for (token,) in steps if token is not None]
         answer = str(processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
         replies.append((_shown(question.parts), reference.text.strip(), answer))
     for module, mode in modes.items():
@@ -40,5 +41,5 @@ def sample_replies(
     return replies
 
 
-def _shown(parts: tuple[object, ...]) -> str:
-    return " ".join(part.value.strip() if part.type == "text" else f"[{part.type}]" for part in parts)  # type: ignore[attr-defined]
+def _shown(parts: Sequence[Part]) -> str:
+    return " ".join(str(part.value).strip() if part.type == "text" else f"[{part.type}]" for part in parts)
