@@ -9,7 +9,7 @@ from typing import Any
 
 from mmllm.config.base import BuildContext
 from mmllm.config.run import InputConfig, ModelConfig, RunConfig
-from mmllm.errors import ConfigError
+from mmllm.errors import ConfigError, MediaError
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,14 @@ def _input_plan(part: InputConfig, context: BuildContext) -> InputPlan:
     preprocessor = part.encoder.preprocessor(context)
     tokens = {}
     for label, make in EXAMPLES[preprocessor.media].items():
-        item = preprocessor(make(preprocessor.decode_options))
+        try:
+            item = preprocessor(make(preprocessor.decode_options))
+        except MediaError as error:  # longer than this encoder takes; the plan shows what it does take
+            refusal = error
+            continue
         tokens[label] = part.projector.num_outputs(preprocessor.num_tokens(item)) + 2 * part.markers
+    if not tokens:
+        raise refusal
     with torch.device("meta"):
         feature_dim = part.encoder.build(context).output_dim
     return InputPlan(part.encoder.kind, part.projector.kind, feature_dim, tokens)
