@@ -115,7 +115,9 @@ class _Page:
         self.timer = gr.Timer(0.5)
 
     def connect(self, demo: gr.Blocks) -> None:
-        device = {"concurrency_limit": 1, "concurrency_id": "device"}  # one answer at a time, whoever asks
+        # One answer at a time, whoever asks. "multiple", because the button to send is back a moment before the page
+        # counts the last answer as complete, and gradio would drop the answer to a question sent in that moment.
+        device = {"concurrency_limit": 1, "concurrency_id": "device", "trigger_mode": "multiple"}
         quick = {"queue": False, "show_progress": "hidden"}
         hidden = {**quick, "api_visibility": "private"}
         page = [self.session, self.chat, self.box, self.alert]
