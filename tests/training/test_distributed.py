@@ -42,9 +42,9 @@ def test_two_processes_give_the_loss_of_one(tmp_path: Path) -> None:
     assert len(one) == len(two) == 10
     for alone, together in zip(one, two, strict=True):
         assert (together["tokens"], together["samples"]) == (alone["tokens"], alone["samples"])
-        # Largest difference measured: 5e-7.
-        assert together["loss"] == pytest.approx(alone["loss"], abs=1e-5)
-        assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
+        # Largest differences measured: 0 in the loss, 1.2e-7 in the norm.
+        assert together["loss"] == pytest.approx(alone["loss"], abs=1e-6)
+        assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-5)
 
 
 def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path: Path) -> None:

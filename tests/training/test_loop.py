@@ -150,8 +150,8 @@ def test_bf16_multiplies_in_bf16_and_keeps_float32_masters(tmp_path: Path, monke
     half = run(tmp_path / "bf16", precision="bf16", train=["inputs.*.projector", "backbone.adapter"], epochs=1)
     assert dtypes == {torch.bfloat16}
     full = run(tmp_path / "fp32", train=["inputs.*.projector", "backbone.adapter"], epochs=1)
-    # Largest difference measured: 2e-3.
-    assert [row["loss"] for row in half] == pytest.approx([row["loss"] for row in full], abs=2e-2)
+    # Largest difference measured: 2.4e-4.
+    assert [row["loss"] for row in half] == pytest.approx([row["loss"] for row in full], abs=2e-3)
 
 
 def test_fp16_on_the_cpu_is_refused(tmp_path: Path) -> None:
