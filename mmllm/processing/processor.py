@@ -216,7 +216,9 @@ class Processor:
         preprocessor = self.modalities[part.type].preprocessor
         data = read_media(part.value, root=root, limits=self.limits)
         decoded = DECODERS[preprocessor.media](data, limits=self.limits, **preprocessor.decode_options)
-        return preprocessor(decoded)
+        # Samples of replies are drawn inside a training run's autocast; what is prepared must not depend on that.
+        with torch.autocast("cpu", enabled=False):
+            return preprocessor(decoded)
 
     def collate(self, samples: Sequence[Encoded], *, pad_left: bool = False) -> Batch:
         """One batch, padded on the right (training) or on the left (generation, where all must end together)."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import pickle
+from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from PIL import Image
 
@@ -135,3 +138,14 @@ def test_the_processor_survives_pickling(processor: Processor) -> None:
     copy = pickle.loads(pickle.dumps(processor))
     conversation = sample([picture(), {"type": "text", "text": "q"}], "a")
     assert copy.encode_sample(conversation, 4096).ids == processor.encode_sample(conversation, 4096).ids
+
+
+def test_media_are_prepared_in_full_precision_whatever_the_callers_autocast(processor: Processor, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", noise, 16_000)
+    chat = [{"role": "user", "content": [picture(), {"type": "audio", "path": str(tmp_path / "a.wav")}]}]
+    plain = processor.encode_prompt(chat)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = processor.encode_prompt(chat)
+    for a, b in zip(plain.spans, inside.spans, strict=True):
+        assert all(torch.equal(a.item[key], b.item[key]) for key in a.item)
