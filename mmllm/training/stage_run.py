@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mmllm.config.base import BuildContext
 from mmllm.config.run import RunConfig, StageConfig
-from mmllm.data.dataset import SkipLog
+from mmllm.data.dataset import SkipLog, open_stage
 from mmllm.data.mixture import StageData
 from mmllm.errors import CheckpointError
 from mmllm.model import MultimodalLM
@@ -54,7 +54,7 @@ class StageRun:
         self.shared, self.stage = run, stage
         self.index = [s.name for s in run.config.stages].index(stage.name)
         accelerator, model = run.accelerator, run.model
-        self.data = StageData(stage.data, run.config.seed, run.context)
+        self.data = open_stage(stage, run.config.seed, run.context)
         self.parts = resolve(stage, model.parts())
         check_modalities(stage, self.parts, self.data)
         freeze(model, self.parts, gradient_checkpointing=stage.gradient_checkpointing)
