@@ -58,7 +58,7 @@ class _Page:
         self.session = gr.State(None)
         with gr.Row(elem_id="title"):
             gr.Markdown("# mmllm")
-            self.save = gr.Button("Save", size="sm", scale=0)
+            self.save = gr.Button("Save chat", size="sm", scale=0)
             self.new = gr.Button("New chat", size="sm", scale=0)
         gr.Markdown(ABOUT, elem_id="about")
         self.chat = gr.Chatbot(
@@ -124,7 +124,9 @@ class _Page:
         asking = [self.session, self.model, self.system, self.temperature, self.top_p, self.max_tokens, self.seed]
 
         def answers(event: gr.events.Dependency, **names: Any) -> None:
-            event.success(self.reply, asking, page, show_progress="minimal", **device, **names)
+            event.success(
+                self.reply, asking, page, show_progress="minimal", show_progress_on=self.chat, **device, **names
+            )
 
         sent = self.box.submit(self.send, [self.session, self.box], page, api_name="send", **quick)
         answers(sent, api_name="reply")

@@ -129,6 +129,16 @@ def test_stop_really_stops_the_model(visit: Callable[..., Page], server: Server)
     expect(bot(page)).to_contain_text("You said after with 0 files.")
 
 
+def test_who_has_to_wait_sees_the_queue(visit: Callable[..., Page]) -> None:
+    first, second = visit(), visit()
+    say(first, "long")
+    expect(bot(first)).to_contain_text("word5")
+    say(second, "me too")
+    expect(second.get_by_text("queue: 1/1")).to_be_visible()
+    first.get_by_role("button", name="Stop", exact=True).click()
+    expect(bot(second)).to_contain_text("You said me too with 0 files.")
+
+
 def test_an_example_can_be_clicked_or_reached_by_keyboard(visit: Callable[..., Page]) -> None:
     page = visit()
     page.get_by_role("button", name="Select example 2").click()
