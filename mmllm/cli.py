@@ -153,7 +153,10 @@ def _list(options: argparse.Namespace) -> int:
     from mmllm.config.base import BUILTIN, component_class, kinds
 
     table = {
-        family: {kind: (component_class(family, kind).__doc__ or "").strip().split("\n")[0] for kind in kinds(family)}
+        family: {
+            kind: (component_class(family, kind).__doc__ or "").strip().split("\n")[0].replace("``", "`")
+            for kind in kinds(family)
+        }
         for family in BUILTIN
     }
     folder = next(f for f in CONFIG_FOLDERS if f.is_dir())
