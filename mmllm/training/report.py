@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import platform
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +22,6 @@ from mmllm.errors import TrainingError
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-log = logging.getLogger(__name__)
 
 # Seconds between progress lines where there is no terminal to draw a bar on.
 LINE_EVERY = 30.0
@@ -140,10 +137,7 @@ def duration(seconds: float) -> str:
 
 
 def plot_losses(rows: list[dict[str, Any]], file: Path) -> None:
-    """Draw training and evaluation loss over the steps of all stages. Does nothing but log without matplotlib."""
-    if find_spec("matplotlib") is None:
-        log.info("no %s: matplotlib is not installed (pip install 'mmllm[train]')", file.name)
-        return
+    """Draw training and evaluation loss over the steps of all stages."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4.5), layout="constrained")
