@@ -33,12 +33,27 @@ def run(*command: str | Path) -> None:
 def prepare(arguments: argparse.Namespace) -> None:
     """The three real sets as messages JSONL."""
     for name in ("nlvr", "fsdd", "esc10"):
-        run(f"training/prepare_{name}.py", "--source", getattr(arguments, name), "--output", arguments.work / "sets" / name)
+        run(
+            f"training/prepare_{name}.py",
+            "--source",
+            getattr(arguments, name),
+            "--output",
+            arguments.work / "sets" / name,
+        )
 
 
 def clip(arguments: argparse.Namespace) -> None:
     minutes = MINUTES["clip"] * arguments.scale
-    run("demo/train_clip.py", "--output", arguments.work / "clip", "--minutes", str(minutes), "--device", arguments.device, "--resume")
+    run(
+        "demo/train_clip.py",
+        "--output",
+        arguments.work / "clip",
+        "--minutes",
+        str(minutes),
+        "--device",
+        arguments.device,
+        "--resume",
+    )
 
 
 def whisper(arguments: argparse.Namespace) -> None:
@@ -93,7 +108,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 def held_out(folder: Path) -> Path:
     """The split of a prepared set that no training used: its test split, else the one for development."""
-    found = [folder / f"{split}.jsonl" for split in ("test", "dev", "validation") if (folder / f"{split}.jsonl").exists()]
+    found = [
+        folder / f"{split}.jsonl" for split in ("test", "dev", "validation") if (folder / f"{split}.jsonl").exists()
+    ]
     if not found:
         raise FileNotFoundError(f"{folder} holds no test, dev or validation split; prepare it again")
     return found[0]

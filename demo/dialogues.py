@@ -26,6 +26,7 @@ NAMES = (
 
 NO_PICTURE = "There is no picture in our chat. Please add one and ask again."
 NO_SOUND = "I can't hear anything: no sound came with your message."
+NO_NAME = "You did not tell me your name."
 OUT_OF_REACH = "I am sorry, I can't help with that. I only know simple pictures and sounds."
 
 SYSTEM_PROMPTS = (
@@ -38,6 +39,7 @@ SYSTEM_PROMPTS = (
     "You are the embedded assistant of mmllm.",
 )
 
+# fmt: off
 # intent -> (ways to ask, ways to answer)
 INTENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "greeting": (
@@ -167,7 +169,8 @@ FACTS: tuple[Exchange, ...] = (
     ("How many days are in a week?", "seven"), ("How many months are in a year?", "twelve"), ("How many fingers do you have?", "none"),
     ("Is red a colour?", "yes"), ("Is a circle a colour?", "no"), ("Is blue a shape?", "no"), ("Is a square a shape?", "yes"),
     ("Is a triangle a shape?", "yes"), ("Is green a colour?", "yes"), ("Is yellow a shape?", "no"),
-)  # fmt: skip
+)
+# fmt: on
 POLITE_BEFORE = ("Please, ", "Hey, ", "Hi, ", "Now ", "So, ", "OK, ", "And ", "Tell me: ", "Well, ", "One question: ")
 POLITE_AFTER = (" please", ", please", " now", " then", " my friend", ", thanks")
 
@@ -212,7 +215,9 @@ def sum_question(rng: random.Random) -> Exchange:
     kind = rng.randrange(7)
     a, b = rng.randint(0, 10), rng.randint(0, 10)
     if kind in (0, 1):
-        form = rng.choice(("What is {a} plus {b}?", "{a} + {b}", "How much is {a} and {b}?", "Add {a} and {b}.", "{a}+{b}=?"))
+        form = rng.choice(
+            ("What is {a} plus {b}?", "{a} + {b}", "How much is {a} and {b}?", "Add {a} and {b}.", "{a}+{b}=?")
+        )
         return form.format(a=a, b=b), str(a + b)
     if kind == 2:
         form = rng.choice(("What is {a} minus {b}?", "{a} - {b}", "Take {b} away from {a}.", "{a}-{b}=?"))
@@ -240,13 +245,17 @@ def number_word(rng: random.Random) -> Exchange:
 def unknown_word(rng: random.Random) -> Exchange:
     """A question about a word nobody knows."""
     word = pseudo_word(rng)
-    form = rng.choice(("What is a {w}?", "What does {w} mean?", "Do you know {w}?", "Tell me about {w}.", "{w}?", "Explain {w}."))
+    form = rng.choice(
+        ("What is a {w}?", "What does {w} mean?", "Do you know {w}?", "Tell me about {w}.", "{w}?", "Explain {w}.")
+    )
     return form.format(w=word), f"I don't know the word {word}."
 
 
 def echo(rng: random.Random) -> Exchange:
     """Say something back."""
-    words = " ".join(rng.choice((pseudo_word(rng), rng.choice(NUMBERS), rng.choice(NAMES))) for _ in range(rng.randint(1, 4)))
+    words = " ".join(
+        rng.choice((pseudo_word(rng), rng.choice(NUMBERS), rng.choice(NAMES))) for _ in range(rng.randint(1, 4))
+    )
     return rng.choice(("Say {t}", "Repeat: {t}", "Please say {t}", "Say after me: {t}")).format(t=words), words
 
 
@@ -258,13 +267,18 @@ def name_talk(rng: random.Random) -> list[Exchange]:
     if rng.random() < 0.6:
         if rng.random() < 0.5:
             talk.append(simple_exchange(rng))
-        talk.append((rng.choice(("What is my name?", "What's my name?", "Who am I?", "Do you know my name?")), f"Your name is {name}."))
+        talk.append(
+            (
+                rng.choice(("What is my name?", "What's my name?", "Who am I?", "Do you know my name?")),
+                f"Your name is {name}.",
+            )
+        )
     return talk
 
 
 def nameless(rng: random.Random) -> Exchange:
     """The user asks for a name never given."""
-    return rng.choice(("What is my name?", "Who am I?", "Do you know my name?")), "You did not tell me your name."
+    return rng.choice(("What is my name?", "Who am I?", "Do you know my name?")), NO_NAME
 
 
 def noise(rng: random.Random) -> Exchange:
@@ -273,7 +287,14 @@ def noise(rng: random.Random) -> Exchange:
     return text, "I don't understand that. Ask me about a picture or a sound."
 
 
-MAKERS: tuple[Callable[[random.Random], Exchange], ...] = (sum_question, sum_question, number_word, unknown_word, echo, noise)
+MAKERS: tuple[Callable[[random.Random], Exchange], ...] = (
+    sum_question,
+    sum_question,
+    number_word,
+    unknown_word,
+    echo,
+    noise,
+)
 
 
 def intent_exchange(rng: random.Random, intent: str, held_out: bool = False) -> Exchange:
@@ -315,5 +336,7 @@ def to_messages(exchanges: list[Exchange], rng: random.Random, system_chance: fl
 def held_out_exchanges() -> list[tuple[str, str, tuple[str, ...]]]:
     """(intent, phrasing never trained on, acceptable answers) for every phrasing set aside."""
     return [
-        (intent, text, answers) for intent, (phrasings, answers) in INTENTS.items() for text in split_phrasings(phrasings, True)
+        (intent, text, answers)
+        for intent, (phrasings, answers) in INTENTS.items()
+        for text in split_phrasings(phrasings, True)
     ]

@@ -104,7 +104,11 @@ def score(rows: list[Row], replies: list[str]) -> dict[str, dict[str, Any]]:
     for row, reply in zip(rows, replies, strict=True):
         hits[row["type"]].append(exact_match(reply, reference(row)))
     return {
-        kind: {"n": len(found), "accuracy": sum(found) / len(found), "interval": wilson(sum(found) / len(found), len(found))}
+        kind: {
+            "n": len(found),
+            "accuracy": sum(found) / len(found),
+            "interval": wilson(sum(found) / len(found), len(found)),
+        }
         for kind, found in hits.items()
     }
 
@@ -119,7 +123,10 @@ def majority(rows: list[Row]) -> dict[str, float]:
 
 def table(scores: dict[str, dict[str, Any]]) -> str:
     """The scores as a Markdown table."""
-    lines = ["| questions | n | accuracy | 95 % interval | blind | most frequent answer |", "| --- | --- | --- | --- | --- | --- |"]
+    lines = [
+        "| questions | n | accuracy | 95 % interval | blind | most frequent answer |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
     for kind, found in sorted(scores.items()):
         low, high = found["interval"]
         blind = f"{found['blind']:.1%}" if "blind" in found else "–"
@@ -129,7 +136,9 @@ def table(scores: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def evaluate(assistant: Assistant, sources: list[str], *, limit: int = 0, batch_size: int = 32, blind: bool = True) -> dict[str, Any]:
+def evaluate(
+    assistant: Assistant, sources: list[str], *, limit: int = 0, batch_size: int = 32, blind: bool = True
+) -> dict[str, Any]:
     """Scores of every type in `sources`; see the module's text."""
     scores: dict[str, dict[str, Any]] = {}
     for source in sources:

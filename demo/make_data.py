@@ -16,7 +16,6 @@ The three real sets are folders written by `training/prepare_*.py`. Written to t
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import multiprocessing
 import random
@@ -25,68 +24,36 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import dialogues
 import joint_questions
-import numpy as np
-import soundfile
-import soxr
 import text_worlds
 from dialogues import Exchange
-from PIL import Image
+from real_sets import SHARD, Part, Row, Writer, conversation, nlvr_rows, sound_rows
 from scene_model import Scene
 from scenes import caption, describe, questions, render, sample_scene
-from sounds import SAMPLE_RATE, Sound, sample_sound, synthesize
+from sounds import Sound, sample_sound, synthesize
 from sounds import caption as sound_caption
 from sounds import questions as sound_questions
 
-Row = dict[str, Any]
-Part = dict[str, str]
-SHARD = 250  # samples made by one task of the worker pool; also the number of files in one media folder
 # What the procedural part of each file is made of: {file: {maker: samples at --size 1}}.
 AMOUNTS: dict[str, dict[str, int]] = {
     "pretrain": {"picture_captions": 7_000, "sound_captions": 2_000},
     "instruct": {"picture": 26_000, "two_pictures": 3_000, "picture_sound": 2_000, "sound": 5_000, "text": 4_000},
     "validation": {"picture": 120, "two_pictures": 20, "picture_sound": 20, "sound": 60, "text": 20},
-    "test": {"test_picture": 900, "test_two_pictures": 400, "test_picture_sound": 300, "test_sound": 800, "test_text": 300},
+    "test": {
+        "test_picture": 900,
+        "test_two_pictures": 400,
+        "test_picture_sound": 300,
+        "test_sound": 800,
+        "test_text": 300,
+    },
 }
 KINDS = {"canvas": 0.3, "scatter": 0.5, "tower": 0.2}  # of pictures
 
 
-class Writer:
-    """Where one task puts its media; paths are relative to the output folder."""
-
-    def __init__(self, output: Path, name: str) -> None:
-        self.output, self.name, self.count = output, name, 0
-
-    def _next(self, folder: str, suffix: str) -> Path:
-        (self.output / folder / self.name).mkdir(parents=True, exist_ok=True)
-        self.count += 1
-        return Path(folder) / self.name / f"{self.count:05d}{suffix}"
-
-    def image(self, picture: Image.Image) -> Part:
-        path = self._next("images", ".png")
-        picture.save(self.output / path, compress_level=1)
-        return {"type": "image", "path": path.as_posix()}
-
-    def audio(self, samples: np.ndarray) -> Part:
-        path = self._next("audio", ".flac")
-        soundfile.write(self.output / path, samples, SAMPLE_RATE, subtype="PCM_16")
-        return {"type": "audio", "path": path.as_posix()}
-
-
 def pick_kind(rng: random.Random) -> str:
     return rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
-
-
-def conversation(media: list[Part], exchanges: list[Exchange], rng: random.Random, system: float = 0.15) -> list[Row]:
-    """Messages with the media in the first question: before its words, or (rarely) after them."""
-    messages: list[Row] = list(dialogues.to_messages(exchanges, rng, system))
-    first = next(message for message in messages if message["role"] == "user")
-    words = [{"type": "text", "text": first["content"]}]
-    first["content"] = [*media, *words] if rng.random() < 0.92 else [*words, *media]
-    return messages
 
 
 def described(scene: Scene, rng: random.Random) -> Exchange:
@@ -122,12 +89,14 @@ def picture_captions(rng: random.Random, writer: Writer) -> Row:
 
 def sound_captions(rng: random.Random, writer: Writer) -> Row:
     sound, part = make_sound(writer, rng)
-    return {"messages": conversation([part], [("Sound:", text_worlds.describe_sound(sound)), heard(sound, rng)], rng, 0.0)}
+    return {
+        "messages": conversation([part], [("Sound:", text_worlds.describe_sound(sound)), heard(sound, rng)], rng, 0.0)
+    }
 
 
 def picture(rng: random.Random, writer: Writer) -> Row:
     scene, exchanges = text_worlds.scene_and_statement(rng, pick_kind(rng))
-    exchanges += text_worlds.picture_exchanges(scene, rng, rng.randint(8, 12))
+    exchanges += text_worlds.picture_exchanges(scene, rng, rng.randint(10, 14))
     rng.shuffle(exchanges)
     if rng.random() < 0.12:
         exchanges.insert(rng.randint(0, 2), described(scene, rng))
@@ -149,8 +118,14 @@ def picture_sound(rng: random.Random, writer: Writer) -> Row:
     sound, part = make_sound(writer, rng)
     asked = joint_questions.picture_sound_questions(scene, sound, rng, rng.randint(3, 6))
     exchanges = [(question, reply) for _, question, reply in asked]
-    exchanges += text_worlds.picture_exchanges(scene, rng, 2, statements=0.2) + text_worlds.sound_exchanges(sound, rng, 2)
-    exchanges = list(dict(exchange for exchange in exchanges if exchange[1] not in (dialogues.NO_PICTURE, dialogues.NO_SOUND)).items())
+    exchanges += text_worlds.picture_exchanges(scene, rng, 2, statements=0.2) + text_worlds.sound_exchanges(
+        sound, rng, 2
+    )
+    exchanges = list(
+        dict(
+            exchange for exchange in exchanges if exchange[1] not in (dialogues.NO_PICTURE, dialogues.NO_SOUND)
+        ).items()
+    )
     rng.shuffle(exchanges)
     media = [writer.image(render(scene)), part]
     rng.shuffle(media)
@@ -191,7 +166,10 @@ def test_picture(rng: random.Random, writer: Writer) -> list[Row]:
 def test_two_pictures(rng: random.Random, writer: Writer) -> list[Row]:
     scenes = [sample_scene(rng, "canvas") for _ in range(2)]
     media = [writer.image(render(scene)) for scene in scenes]
-    return [_test(*item[:1], media, *item[1:]) for item in joint_questions.two_picture_questions(scenes[0], scenes[1], rng, 2)]
+    return [
+        _test(*item[:1], media, *item[1:])
+        for item in joint_questions.two_picture_questions(scenes[0], scenes[1], rng, 2)
+    ]
 
 
 def test_picture_sound(rng: random.Random, writer: Writer) -> list[Row]:
@@ -210,7 +188,7 @@ def test_sound(rng: random.Random, writer: Writer) -> list[Row]:
 def test_text(rng: random.Random, writer: Writer) -> list[Row]:
     roll = rng.random()
     if roll < 0.4:
-        intent, question, answers = rng.choice(dialogues.held_out_exchanges())
+        _, question, answers = rng.choice(dialogues.held_out_exchanges())
         return [_test("text/small talk, new wording", [], question, answers[0])]
     if roll < 0.7:
         return [_test("text/sums", [], *dialogues.sum_question(rng))]
@@ -220,70 +198,52 @@ def test_text(rng: random.Random, writer: Writer) -> list[Row]:
 
 MAKERS: dict[str, Callable[[random.Random, Writer], Row | list[Row]]] = {
     maker.__name__: maker
-    for maker in (picture_captions, sound_captions, picture, two_pictures, picture_sound, sound, text)
-    + (test_picture, test_two_pictures, test_picture_sound, test_sound, test_text)
+    for maker in (
+        picture_captions, sound_captions, picture, two_pictures, picture_sound, sound, text,
+        test_picture, test_two_pictures, test_picture_sound, test_sound, test_text,
+    )
 }  # fmt: skip
 
-# --- the real sets -----------------------------------------------------------------------------------------------------
-
-
-def read_rows(folder: Path, split: str) -> list[Row]:
-    """The rows of a prepared set; none when the folder has no such split."""
-    path = folder / f"{split}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def parts_of(row: Row) -> tuple[str, str, str]:
-    """(media path, question, answer) of a one-turn row."""
-    media, words = row["messages"][0]["content"]
-    reply = row["messages"][1]["content"]
-    return media["path"], words["text"], reply if isinstance(reply, str) else reply[0]["text"]
-
-
-def permuted(picture: Image.Image, order: tuple[int, ...]) -> Image.Image:
-    """An NLVR picture (400x100, boxes at x = 0, 150, 300) with its boxes in another order; the truth stays."""
-    moved = picture.copy()
-    for target, source in enumerate(order):
-        moved.paste(picture.crop((150 * source, 0, 150 * source + 100, 100)), (150 * target, 0))
-    return moved
-
-
-def nlvr_rows(folder: Path, output: Path, rng: random.Random, orders: int) -> list[Row]:
-    """NLVR's training rows, each with `orders` of the six orders of its boxes."""
-    rows = []
-    writers: dict[int, Writer] = {}
-    for index, row in enumerate(read_rows(folder, "train")):
-        path, question, reply = parts_of(row)
-        writer = writers.setdefault(index // SHARD, Writer(output, f"nlvr-{index // SHARD:03d}"))
-        with Image.open(folder / path) as image:
-            picture = image.convert("RGB")
-        for order in rng.sample(list(itertools.permutations(range(3))), orders):
-            media = [writer.image(permuted(picture, order))]
-            rows.append({"messages": conversation(media, [(question, reply)], rng, 0.0)})
-    return rows
-
-
-def sound_rows(folder: Path, output: Path, rng: random.Random, copies: int, crop: float) -> list[Row]:
-    """The training rows of a sound set, `copies` times each: other loudness, other silence around, cut by up to `crop`."""
-    writer = Writer(output, folder.name)
-    rows = []
-    for row in read_rows(folder, "train"):
-        path, question, reply = parts_of(row)
-        samples, rate = soundfile.read(folder / path, dtype="float32", always_2d=True)
-        clip = soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE) if rate != SAMPLE_RATE else samples.mean(axis=1)
-        for copy in range(copies):
-            changed = clip
-            if copy:  # the first copy is the clip as it is
-                start = int(rng.uniform(0, crop) * len(clip))
-                changed = clip[start : len(clip) - int(rng.uniform(0, crop) * (len(clip) - start))]
-                silence = [np.zeros(int(rng.uniform(0, 0.25) * SAMPLE_RATE), np.float32) for _ in range(2)]
-                changed = np.concatenate([silence[0], changed, silence[1]])
-                changed = changed / max(1e-4, float(np.abs(changed).max())) * rng.uniform(0.1, 0.95)
-            rows.append({"messages": conversation([writer.audio(changed)], [(question, reply)], rng, 0.0)})
-    return rows
-
-
 # --- all of it ---------------------------------------------------------------------------------------------------------
+
+
+# Replies that are only right at the beginning of a conversation.
+FIRST_ONLY = (dialogues.NO_PICTURE, dialogues.NO_SOUND, dialogues.NO_NAME)
+JOINED_LENGTH = 290  # tokens, about: short samples are joined up to this length
+
+
+def length(row: Row) -> int:
+    """About how many tokens a sample has: 100 a picture, 15 a sound, one for every three letters and a half."""
+    total = 0.0
+    for message in row["messages"]:
+        content = message["content"]
+        for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
+            total += {"image": 100, "audio": 15}.get(part["type"], len(part.get("text", "")) / 3.5)
+        total += 2
+    return round(total)
+
+
+def joined(rows: list[Row], rng: random.Random) -> list[Row]:
+    """The samples, short ones put together into longer conversations with several pictures or sounds.
+
+    Each question then means the picture or sound that came last, as in a chat. It also makes the samples of a batch about
+    equally long, so that little is padded.
+    """
+    rng.shuffle(rows)
+    result: list[Row] = []
+    open_row: Row | None = None
+    for row in rows:
+        first_only = any(
+            message["role"] == "assistant" and message["content"] in FIRST_ONLY for message in row["messages"]
+        )
+        if open_row is None or first_only or length(open_row) + length(row) > JOINED_LENGTH:
+            if open_row is not None:
+                result.append(open_row)
+            open_row = row
+        else:
+            more = [message for message in row["messages"] if message["role"] != "system"]
+            open_row = {"messages": open_row["messages"] + more}
+    return result if open_row is None else [*result, open_row]
 
 
 def make_shard(task: tuple[Path, str, str, int, int, int]) -> list[Row]:
@@ -318,7 +278,10 @@ def build(arguments: argparse.Namespace) -> dict[str, int]:
             rows[task[1]] += made
             if done % 20 == 0 or done == len(tasks):
                 seconds = time.monotonic() - begin
-                print(f"{done}/{len(tasks)} shards, {seconds:.0f} s, ETA {seconds / done * (len(tasks) - done):.0f} s", flush=True)
+                print(
+                    f"{done}/{len(tasks)} shards, {seconds:.0f} s, ETA {seconds / done * (len(tasks) - done):.0f} s",
+                    flush=True,
+                )
     if arguments.nlvr:
         rows["instruct"] += nlvr_rows(Path(arguments.nlvr), output, rng, arguments.orders)
     for folder, copies, crop in ((arguments.fsdd, 2, 0.0), (arguments.esc10, 6, 0.35)):
@@ -328,14 +291,18 @@ def build(arguments: argparse.Namespace) -> dict[str, int]:
             rows["pretrain"] += real
     counts = {}
     for split, made in rows.items():
-        if split != "test":
+        if split in ("pretrain", "instruct"):
+            short = [row for row in made if length(row) < 0.6 * JOINED_LENGTH]
+            made = [row for row in made if length(row) >= 0.6 * JOINED_LENGTH] + joined(short, rng)
             rng.shuffle(made)
         lines = (json.dumps({"id": f"{split}-{index}", **row}, ensure_ascii=False) for index, row in enumerate(made))
         (output / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         counts[split] = len(made)
     counts["turns to learn from"] = sum(m["role"] == "assistant" for row in rows["instruct"] for m in row["messages"])
     types = Counter(row["type"] for row in rows["test"])
-    (output / "done.json").write_text(json.dumps({"counts": counts, "test types": types, "seed": arguments.seed}, indent=1))
+    (output / "done.json").write_text(
+        json.dumps({"counts": counts, "test types": types, "seed": arguments.seed}, indent=1)
+    )
     return counts
 
 
@@ -346,7 +313,7 @@ def main() -> None:
     parser.add_argument("--fsdd", default="", help="folder written by training/prepare_fsdd.py")
     parser.add_argument("--esc10", default="", help="folder written by training/prepare_esc10.py")
     parser.add_argument("--size", type=float, default=1.0, help="scale of the procedural part")
-    parser.add_argument("--orders", type=int, default=2, help="orders of the boxes of each NLVR picture, 1 to 6")
+    parser.add_argument("--orders", type=int, default=1, help="orders of the boxes of each NLVR picture, 1 to 6")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()

@@ -1,6 +1,6 @@
 """Put a trained embedded assistant into one folder that needs nothing else: fp16 weights, relative references, model card.
 
-    python demo/package_embedded.py --work runs/embedded --output mmllm/embedded
+python demo/package_embedded.py --work runs/embedded --output mmllm/embedded
 """
 
 from __future__ import annotations
@@ -92,7 +92,12 @@ def copy_parts(work: Path, folder: Path) -> None:
         target = folder / "parts" / name
         target.mkdir(parents=True)
         for path in sorted((work / name).iterdir()):
-            if path.suffix in (".json", ".jinja") and path.name not in ("training.json", "words.json", "scores.json", "probe.json"):
+            if path.suffix in (".json", ".jinja") and path.name not in (
+                "training.json",
+                "words.json",
+                "scores.json",
+                "probe.json",
+            ):
                 shutil.copy2(path, target / path.name)
         half(work / name / weights, target / weights, "visual." if name == "clip" else "")
 
@@ -130,7 +135,8 @@ def card(work: Path, folder: Path, seed: int) -> str:
 def training_times(work: Path) -> str:
     """How long the steps of `build.py` took, from the markers they leave."""
     found = {path.stem: json.loads(path.read_text())["seconds"] for path in sorted(work.glob("*.done"))}
-    return "Minutes of each step: " + ", ".join(f"{name} {seconds / 60:.0f}" for name, seconds in found.items()) + "." if found else ""
+    times = ", ".join(f"{name} {seconds / 60:.0f}" for name, seconds in found.items())
+    return f"Minutes of each step: {times}." if times else ""
 
 
 def package(work: Path, output: Path, seed: int) -> None:
@@ -152,7 +158,9 @@ def package(work: Path, output: Path, seed: int) -> None:
     (folder / "config.yaml").write_text(dump(relative_config(load_config(source / "config.yaml"))), encoding="utf-8")
     references = json.loads((source / "references.json").read_text())
     names = {"inputs.image.encoder": "clip", "inputs.audio.encoder": "whisper", "backbone": "llm"}
-    relative = {part: {**entry, "pretrained": f"./parts/{names[part]}", "sha256": None} for part, entry in references.items()}
+    relative = {
+        part: {**entry, "pretrained": f"./parts/{names[part]}", "sha256": None} for part, entry in references.items()
+    }
     (folder / "references.json").write_text(json.dumps(relative, indent=2) + "\n")
     write_manifest(folder)
     with torch.no_grad():
@@ -161,7 +169,9 @@ def package(work: Path, output: Path, seed: int) -> None:
     write_manifest(folder)
     shutil.rmtree(output, ignore_errors=True)
     folder.rename(output)
-    print(f"packaged {output}: {sum(p.stat().st_size for p in output.rglob('*') if p.is_file()) / 1e6:.1f} MB", flush=True)
+    print(
+        f"packaged {output}: {sum(p.stat().st_size for p in output.rglob('*') if p.is_file()) / 1e6:.1f} MB", flush=True
+    )
 
 
 def main() -> None:

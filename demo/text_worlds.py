@@ -6,7 +6,10 @@ wording that the assistant meets with real pictures and sounds.
 
 from __future__ import annotations
 
+import json
 import random
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +24,9 @@ from dialogues import (
     to_messages,
     vary,
 )
+from drills import drill, thinned
+from nlvr_pictures import read_picture
+from PIL import Image
 from scene_model import BOX_NAMES, SHAPES, Item, gap
 from scenes import Scene, describe, part_captions, questions, sample_scene, size_name, walls
 from sounds import Sound, sample_sound
@@ -29,16 +35,48 @@ from statements import grounded_statement, statement
 
 from mmllm.encoders.vit import fit_grid
 
-PATCHES = "\x00"  # encloses the patches in a message: `train_llm.encode` turns each line between two of them into one vector
+PATCHES = (
+    "\x00"  # encloses the patches in a message: `train_llm.encode` turns each line between two of them into one vector
+)
+Real = tuple[Scene, str, bool]  # a scene, a sentence that a person wrote about it, whether it is true
+
 DESCRIBE_PICTURE = (
     "Describe the picture.", "What do you see?", "What is in the picture?", "Describe the image.", "What does the picture show?",
     "Tell me what you see.", "Describe what you see.", "What is in this image?",
 )  # fmt: skip
-DESCRIBE_SOUND = ("Describe the sound.", "Describe what you hear.", "What does the recording contain?", "Tell me what you hear.")
+DESCRIBE_SOUND = (
+    "Describe the sound.",
+    "Describe what you hear.",
+    "What does the recording contain?",
+    "Tell me what you hear.",
+)
 # Things that never appear in a scene: the answer to "Is there a ...?" is "no", and to anything else that it is not there.
-ABSENT = (
-    "cat dog person car tree house bird horse flower boat child woman man fish apple table chair phone book cow bike cup ball hat"
-).split()
+ABSENT = [
+    "cat",
+    "dog",
+    "person",
+    "car",
+    "tree",
+    "house",
+    "bird",
+    "horse",
+    "flower",
+    "boat",
+    "child",
+    "woman",
+    "man",
+    "fish",
+    "apple",
+    "table",
+    "chair",
+    "phone",
+    "book",
+    "cow",
+    "bike",
+    "cup",
+    "ball",
+    "hat",
+]
 _ABSENT_FORMS = (
     "What is the {x} doing?", "What colour is the {x}?", "Where is the {x}?", "How old is the {x}?", "What is the {x} called?",
     "Describe the {x}.", "How big is the {x}?",
@@ -66,7 +104,11 @@ def patch_words(scene: Scene, rows: int, cols: int) -> list[str]:
             x, y = (col + 0.5) * scene.width / cols, (row + 0.5) * scene.height / rows
             patch = f"{chr(97 + int(20 * x / scene.width))} {chr(65 + int(10 * y / scene.height))}"
             if scene.kind != "canvas":
-                inside = [name for name, (left, _, width, _) in zip(BOX_NAMES, scene.boxes, strict=True) if left <= x <= left + width]
+                inside = [
+                    name
+                    for name, (left, _, width, _) in zip(BOX_NAMES, scene.boxes, strict=True)
+                    if left <= x <= left + width
+                ]
                 patch += "".join(f" {name}" for name in inside)
             words.append(patch)
     for item in scene.items:
@@ -106,7 +148,9 @@ def absent_exchange(rng: random.Random) -> Exchange:
     """A question about something that no picture shows."""
     thing = rng.choice(ABSENT)
     if rng.random() < 0.4:
-        return rng.choice((f"Is there a {thing}?", f"Do you see a {thing}?", f"Is there a {thing} in the picture?")), "no"
+        return rng.choice(
+            (f"Is there a {thing}?", f"Do you see a {thing}?", f"Is there a {thing} in the picture?")
+        ), "no"
     return rng.choice(_ABSENT_FORMS).format(x=thing), f"I can't see a {thing}."
 
 
@@ -123,19 +167,23 @@ def picture_exchanges(scene: Scene, rng: random.Random, count: int, statements: 
     """
     share = statements if scene.kind != "canvas" else 0.0
     num_statements = sum(rng.random() < share for _ in range(count))
-    exchanges = [(vary(question, rng, 0.15), reply) for _, question, reply in questions(scene, rng, count - num_statements)]
+    exchanges = [
+        (vary(question, rng, 0.15), reply) for _, question, reply in questions(scene, rng, count - num_statements)
+    ]
     exchanges += [statement_exchange(scene, rng) for _ in range(num_statements)]
     if rng.random() < 0.08:
         exchanges.append(absent_exchange(rng))
     if rng.random() < 0.06:
-        exchanges.append((rng.choice(DESCRIBE_SOUND + ("Which digit is spoken?", "What do you hear?")), NO_SOUND))
+        exchanges.append((rng.choice((*DESCRIBE_SOUND, "Which digit is spoken?", "What do you hear?")), NO_SOUND))
     rng.shuffle(exchanges)
     return list(dict(exchanges).items())
 
 
 def sound_exchanges(sound: Sound, rng: random.Random, count: int) -> list[Exchange]:
     """Up to `count` different questions about a sound with their answers."""
-    exchanges = [(vary(question, rng, 0.15), reply) for _, question, reply in sound_questions(sound, numpy_rng(rng), count)]
+    exchanges = [
+        (vary(question, rng, 0.15), reply) for _, question, reply in sound_questions(sound, numpy_rng(rng), count)
+    ]
     if rng.random() < 0.06:
         exchanges.append((rng.choice(DESCRIBE_PICTURE), NO_PICTURE))
         rng.shuffle(exchanges)
@@ -163,15 +211,47 @@ def as_context(scene: Scene, rng: random.Random, described: float = 0.15) -> str
     return PATCHES + "\n".join(words) + PATCHES
 
 
-def scene_dialogue(rng: random.Random) -> list[Message]:
-    """A scene in words and 6 to 14 questions about it; sometimes its parts are recited first."""
-    scene, exchanges = scene_and_statement(rng, rng.choices(("canvas", "scatter", "tower"), (3, 5, 2))[0])
+def read_real(folder: Path) -> list[Real]:
+    """NLVR's training statements with their scenes, read back from the pixels of a folder of `training/prepare_nlvr.py`."""
+    found: list[Real] = []
+    for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines():
+        question, reply = json.loads(line)["messages"]
+        path = next(part["path"] for part in question["content"] if part["type"] == "image")
+        sentence = next(part["text"] for part in question["content"] if part["type"] == "text").removeprefix(
+            "Is this true? "
+        )
+        answer = reply["content"] if isinstance(reply["content"], str) else reply["content"][0]["text"]
+        with Image.open(folder / path) as image:
+            found.append((read_picture(image), sentence, answer == "yes"))
+    return found
+
+
+def scene_dialogue(rng: random.Random, ease: float = 0.0, real: Sequence[Real] = ()) -> list[Message]:
+    """A scene in words and 10 to 18 questions about it, after some exact captions of its parts.
+
+    With `ease` from 1 down to 0, scenes have few items at first and all of them in the end. Some are NLVR's (`real`).
+    """
+    kind = rng.choices(("canvas", "scatter", "tower"), (3, 5, 2))[0]
+    if rng.random() < ease:
+        scene, exchanges = thinned(sample_scene(rng, kind), rng, 1 + round(7 * (1 - ease))), []
+    elif real and kind != "canvas" and rng.random() < 0.4:
+        scene, sentence, truth = rng.choice(real)
+        exchanges = [(f"Is this true? {sentence}", "yes" if truth else "no")]
+    else:
+        scene, exchanges = scene_and_statement(rng, kind)
     exchanges += picture_exchanges(scene, rng, rng.randint(10, 18))
     if rng.random() < 0.5:
         exchanges = list(dict(part_exchanges(scene, rng, rng.randint(2, 6)) + exchanges).items())
     if rng.random() < 0.05:
         exchanges += small_talk(rng)
     return with_context(as_context(scene, rng), exchanges, rng)
+
+
+def drill_dialogue(rng: random.Random, ease: float) -> list[Message]:
+    """A drill, its items as patches or as plain words."""
+    items, exchanges = drill(rng, 3 + round(9 * (1 - ease)))
+    context = PATCHES + "\n".join(items) + PATCHES if rng.random() < 0.6 else ", ".join(items) + "\n"
+    return with_context(context, exchanges, rng)
 
 
 def sound_dialogue(rng: random.Random) -> list[Message]:
@@ -220,5 +300,3 @@ def probe_questions(rng: random.Random, scenes: int) -> list[tuple[str, list[Mes
         for kind, question, reply in sound_questions(sound, numpy_rng(rng), 2):
             ask(f"sound/{kind}", describe_sound(sound) + "\n", question, reply)
     return asked
-
-

@@ -15,171 +15,41 @@ import math
 import random
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import dialogues
 import text_worlds
 import torch
+from llm_parts import Encoder, Sample, build_model, build_tokenizer, embed
 from safetensors.torch import load_file, save_file
 
-VOCABULARY = 1536
-PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
-PROMPT_WEIGHT = 0.1  # of a user's or system's token in the loss; an assistant's token has 1
-CHUNK_SAMPLES = 1000  # samples made, tokenised and sorted by length at a time
+MUON_FACTOR = 2.5  # its rate over AdamW's
+EASY_SHARE = 0.35  # of the run, in which drills and thinned-out scenes give way to whole scenes
+CHUNK_SAMPLES = 400  # samples made, tokenised and sorted by length at a time
 MAX_LENGTH = 768
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message['content'] is string %}{% set text = message['content'] %}"
-    "{% else %}{% set text = message['content'] | map(attribute='text') | join('') %}{% endif %}"
-    "{% if message['role'] == 'assistant' %}"
-    "<|assistant|>{% generation %}{{ text }}<|end|>{% endgeneration %}"
-    "{% elif message['role'] in ['system', 'user'] %}"
-    "<|{{ message['role'] }}|>{{ text }}<|end|>"
-    "{% else %}{{ raise_exception('roles are system, user and assistant, not ' ~ message['role']) }}{% endif %}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
 
 
-def build_tokenizer(texts: list[str]) -> Any:
-    """A byte-level BPE with `VOCABULARY` tokens learned from `texts`; single digits, any UTF-8 text round-trips."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[AddedToken(token, special=True, normalized=False) for token in (PAD, SYSTEM, USER, ASSISTANT, END)],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=PAD,
-        eos_token=END,
-        additional_special_tokens=[SYSTEM, USER, ASSISTANT],
-        chat_template=CHAT_TEMPLATE,
-        clean_up_tokenization_spaces=False,
-        model_max_length=2048,
-    )
-
-
-def build_model(tokenizer: Any) -> Any:
-    """A Llama of about 4.3 million parameters with random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=256,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            num_key_value_heads=4,
-            intermediate_size=512,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            bos_token_id=None,
-            rms_norm_eps=1e-5,
-        )
-    )
-
-
-def make_sample(rng: random.Random, sentences: list[str]) -> list[dict[str, str]]:
-    """One training dialogue; `rng` alone decides which."""
+def make_sample(rng: random.Random, real: list[text_worlds.Real], ease: float = 0.0) -> list[dict[str, str]]:
+    """One training dialogue; `rng` alone decides which. `ease` goes from 1 to 0 in the first part of training."""
+    if rng.random() < 0.04 + 1.5 * ease**2:
+        return text_worlds.drill_dialogue(rng, ease)
     roll = rng.random()
     if roll < 0.62:
-        return text_worlds.scene_dialogue(rng)
+        return text_worlds.scene_dialogue(rng, ease, real)
     if roll < 0.74:
         return text_worlds.sound_dialogue(rng)
     if roll < 0.79:
-        return text_worlds.question_without_media(rng, sentences)
+        return text_worlds.question_without_media(rng, [sentence for _, sentence, _ in real])
     return dialogues.to_messages(dialogues.small_talk(rng), rng)
 
 
-@dataclass
-class Sample:
-    """A dialogue in tokens. Patch words beyond the first of a patch are `extra`: (position, token id) pairs whose
-    embeddings are added to the one in `ids`, so that a patch is one vector, as a picture encoder's will be."""
-
-    ids: list[int]
-    weights: list[float]
-    extra: list[tuple[int, int]]
-
-
-class Encoder:
-    """Lays dialogues out in tokens as `CHAT_TEMPLATE` does."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.special = {token: tokenizer.convert_tokens_to_ids(token) for token in (SYSTEM, USER, ASSISTANT, END)}
-        self.words: dict[str, list[int]] = {}
-
-    def text(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-    def word(self, word: str) -> list[int]:
-        """The tokens of one word of a patch."""
-        if word not in self.words:
-            self.words[word] = self.text(" " + word)
-        return self.words[word]
-
-    def __call__(self, messages: list[dict[str, str]], reply: bool = False) -> Sample:
-        """`reply` ends the sample with the mark that asks the assistant to speak."""
-        sample = Sample([], [], [])
-        for message in messages:
-            weight = 1.0 if message["role"] == "assistant" else PROMPT_WEIGHT
-            self._add(sample, [self.special[f"<|{message['role']}|>"]], 0.0)
-            for index, part in enumerate(message["content"].split(text_worlds.PATCHES)):
-                if index % 2 == 0:
-                    self._add(sample, self.text(part) if part else [], weight)
-                    continue
-                for line in part.split("\n"):
-                    tokens = [token for word in line.split() for token in self.word(word)]
-                    sample.extra += [(len(sample.ids), token) for token in tokens[1:]]
-                    self._add(sample, tokens[:1], 0.0)
-            self._add(sample, [self.special[END]], weight)
-        if reply:
-            self._add(sample, [self.special[ASSISTANT]], 0.0)
-        return sample
-
-    @staticmethod
-    def _add(sample: Sample, tokens: list[int], weight: float) -> None:
-        sample.ids += tokens
-        sample.weights += [weight] * len(tokens)
-
-
-def embed(model: Any, batch: list[Sample], width: int, left: bool, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Token ids (N, T), embeddings (N, T, D) with the patches' words summed, and attention mask (N, T); T is `width`."""
-    ids = torch.zeros(len(batch), width, dtype=torch.long)
-    mask = torch.zeros(len(batch), width, dtype=torch.long)
-    extra: list[tuple[int, int]] = []
-    for row, sample in enumerate(batch):
-        offset = width - len(sample.ids) if left else 0
-        ids[row, offset : offset + len(sample.ids)] = torch.tensor(sample.ids)
-        mask[row, offset : offset + len(sample.ids)] = 1
-        extra += [(row * width + offset + position, token) for position, token in sample.extra]
-    ids = ids.to(device)
-    embeddings = model.get_input_embeddings()(ids)
-    if extra:
-        places, tokens = torch.tensor(extra).T.to(device)
-        added = torch.zeros_like(embeddings).flatten(0, 1).index_add(0, places, model.get_input_embeddings()(tokens))
-        embeddings = embeddings + added.view_as(embeddings)
-    return ids, embeddings, mask.to(device)
-
-
-def batches(seed: int, chunk: int, encoder: Encoder, sentences: list[str], tokens: int) -> list[list[Sample]]:
+def batches(
+    seed: int, chunk: int, encoder: Encoder, real: list[text_worlds.Real], tokens: int, ease: float
+) -> list[list[Sample]]:
     """The batches of chunk number `chunk`: samples of like length, about `tokens` tokens each, in random order."""
     rng = random.Random(f"{seed}-{chunk}")
-    samples = [encoder(make_sample(rng, sentences)) for _ in range(CHUNK_SAMPLES)]
+    samples = [encoder(make_sample(rng, real, ease)) for _ in range(CHUNK_SAMPLES)]
     samples = sorted((s for s in samples if len(s.ids) <= MAX_LENGTH), key=lambda s: (len(s.ids), rng.random()))
     result: list[list[Sample]] = []
     batch: list[Sample] = []
@@ -219,13 +89,13 @@ def learning_rate(done: float, peak: float) -> float:
 def build_optimizers(model: Any, lr: float) -> list[torch.optim.Optimizer]:
     """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for the matrices of the layers, AdamW for the rest.
 
-    Muon's steps are scaled to AdamW's size (arXiv 2502.16982), so one rate serves both.
+    Muon's steps are scaled to AdamW's size (arXiv 2502.16982); it bears a larger rate.
     """
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and ".layers." in name]
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.Muon(matrices, lr=MUON_FACTOR * lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
         torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.98), weight_decay=0.01),
     ]
 
@@ -233,7 +103,11 @@ def build_optimizers(model: Any, lr: float) -> list[torch.optim.Optimizer]:
 def save_checkpoint(folder: Path, model: Any, optimizers: list[torch.optim.Optimizer], state: dict[str, Any]) -> None:
     """Write the newest state beside the old one, then swap, so that a kill leaves one whole checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"model.{name}": value.detach().clone() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    tensors = {
+        f"model.{name}": value.detach().clone()
+        for name, value in model.state_dict().items()
+        if name != "lm_head.weight"
+    }
     for name, parameter in model.named_parameters():
         for optimizer in optimizers:
             for key, value in optimizer.state.get(parameter, {}).items():
@@ -261,7 +135,9 @@ def load_checkpoint(folder: Path, model: Any, optimizers: list[torch.optim.Optim
 
 
 @torch.no_grad()
-def answer(model: Any, encoder: Encoder, prompts: list[list[dict[str, str]]], device: str, longest: int = 60) -> list[str]:
+def answer(
+    model: Any, encoder: Encoder, prompts: list[list[dict[str, str]]], device: str, longest: int = 60
+) -> list[str]:
     """Greedy replies to `prompts`, batched with padding on the left."""
     batch = [encoder(prompt, reply=True) for prompt in prompts]
     with torch.autocast(device_type=device.split(":")[0], dtype=torch.bfloat16):
@@ -285,7 +161,9 @@ def probe(model: Any, encoder: Encoder, seed: int, device: str, scenes: int = 12
         part = asked[start : start + 64]
         for (kind, _, wanted), reply in zip(part, answer(model, encoder, [p for _, p, _ in part], device), strict=True):
             hits[kind].append(reply in wanted)
-    return {kind: {"n": len(found), "accuracy": round(sum(found) / len(found), 3)} for kind, found in sorted(hits.items())}
+    return {
+        kind: {"n": len(found), "accuracy": round(sum(found) / len(found), 3)} for kind, found in sorted(hits.items())
+    }
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -293,10 +171,8 @@ def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     output, work = Path(arguments.output), Path(arguments.output) / "training"
     work.mkdir(parents=True, exist_ok=True)
-    sentences = []
-    if arguments.nlvr:
-        lines = (Path(arguments.nlvr) / "train.jsonl").read_text(encoding="utf-8").splitlines()
-        sentences = sorted({json.loads(line)["sentence"] for line in lines})
+    real = text_worlds.read_real(Path(arguments.nlvr)) if arguments.nlvr else []
+    sentences = sorted({sentence for _, sentence, _ in real})
     resume = arguments.resume and (work / "checkpoint.safetensors").exists()
     if resume:
         from transformers import PreTrainedTokenizerFast
@@ -304,7 +180,11 @@ def train(arguments: argparse.Namespace) -> None:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     else:
         rng = random.Random(arguments.seed)
-        texts = [message["content"].replace(text_worlds.PATCHES, "") for _ in range(12_000) for message in make_sample(rng, sentences)]
+        texts = [
+            message["content"].replace(text_worlds.PATCHES, "")
+            for _ in range(12_000)
+            for message in make_sample(rng, real)
+        ]
         tokenizer = build_tokenizer(texts + 3 * sentences)
         tokenizer.save_pretrained(work / "tokenizer")
     model = build_model(tokenizer).to(arguments.device)
@@ -314,14 +194,18 @@ def train(arguments: argparse.Namespace) -> None:
     if resume:
         state = load_checkpoint(work, model, optimizers)
     size = sum(p.numel() for p in model.parameters())
-    print(f"{size / 1e6:.2f} M parameters, {len(tokenizer)} tokens, device {arguments.device}, state {state}", flush=True)
-    run(arguments, model, encoder, optimizers, sentences, state, work)
+    print(
+        f"{size / 1e6:.2f} M parameters, {len(tokenizer)} tokens, device {arguments.device}, state {state}", flush=True
+    )
+    run(arguments, model, encoder, optimizers, real, state, work)
     model.eval()
     result = probe(model, encoder, arguments.seed, arguments.device)
     print(json.dumps(result, indent=1), flush=True)
     model.half().save_pretrained(output)
     tokenizer.save_pretrained(output)
-    (output / "training.json").write_text(json.dumps({"seed": arguments.seed, **state, "probe": result}, indent=1) + "\n")
+    (output / "training.json").write_text(
+        json.dumps({"seed": arguments.seed, **state, "probe": result}, indent=1) + "\n"
+    )
     print("saved", output, flush=True)
 
 
@@ -330,7 +214,7 @@ def run(
     model: Any,
     encoder: Encoder,
     optimizers: list[torch.optim.Optimizer],
-    sentences: list[str],
+    real: list[text_worlds.Real],
     state: dict[str, Any],
     work: Path,
 ) -> None:
@@ -341,15 +225,18 @@ def run(
     losses: list[float] = []
     while state["seconds"] < budget and state["step"] < arguments.steps:
         begin = time.process_time()
-        todo = batches(arguments.seed, state["chunk"], encoder, sentences, arguments.batch_tokens)
+        done = max(state["seconds"] / budget, state["step"] / arguments.steps)
+        ease = max(0.0, 1 - done / EASY_SHARE)
+        todo = batches(arguments.seed, state["chunk"], encoder, real, arguments.batch_tokens, ease)
         state["seconds"] += time.process_time() - begin
         for batch in todo:
             begin = time.process_time()
             done = max(state["seconds"] / budget, state["step"] / arguments.steps)
             if done >= 1:
                 break
-            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = learning_rate(done, arguments.lr)
+            for optimizer, factor in zip(optimizers, (MUON_FACTOR, 1.0), strict=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = factor * learning_rate(done, arguments.lr)
             loss = loss_of(model, batch, arguments.device)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -361,9 +248,15 @@ def run(
             state["tokens"] += sum(len(sample.ids) for sample in batch)
             state["seconds"] += time.process_time() - begin
             if time.monotonic() - shown > 15:
-                rate, left = state["tokens"] / state["seconds"], (state["seconds"] / done - state["seconds"]) if done else budget
+                rate, left = (
+                    state["tokens"] / state["seconds"],
+                    (state["seconds"] / done - state["seconds"]) if done else budget,
+                )
                 mean = sum(losses) / len(losses)
-                print(f"step {state['step']} loss {mean:.4f} {rate:.0f} tokens/s {done:.1%} ETA {left / 60:.1f} min", flush=True)
+                print(
+                    f"step {state['step']} loss {mean:.4f} {rate:.0f} tokens/s {done:.1%} ETA {left / 60:.1f} min",
+                    flush=True,
+                )
                 losses, shown = [], time.monotonic()
         state["chunk"] += 1
         if time.monotonic() - saved > arguments.save_minutes * 60:
@@ -375,12 +268,16 @@ def run(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", required=True, help="folder for the finished model and the checkpoints")
-    parser.add_argument("--nlvr", default="", help="prepared or original NLVR folder; its train sentences shape the tokenizer")
-    parser.add_argument("--minutes", type=float, default=30.0, help="processor time, so that a busy machine changes nothing")
+    parser.add_argument(
+        "--nlvr", default="", help="NLVR as written by training/prepare_nlvr.py: real statements about scenes"
+    )
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="processor time, so that a busy machine changes nothing"
+    )
     parser.add_argument("--steps", type=int, default=10**9)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--batch-tokens", type=int, default=4000)
+    parser.add_argument("--batch-tokens", type=int, default=1800)
     parser.add_argument("--save-minutes", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

@@ -1,0 +1,67 @@
+"""Drills: tiny exercises in reading, finding, counting and comparing words of a short list.
+
+A small language model learns to look things up in its context in a sudden step, and it takes that step much sooner on
+short, dense exercises than on whole scenes. So training begins with many drills and with thinned-out scenes (`thinned`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import Counter
+
+from dialogues import Exchange
+from scene_model import COLORS, SHAPES, SIZES, Scene, box_items
+from scene_text import NUMBERS
+
+_SETS = (tuple(COLORS), SHAPES, SIZES, NUMBERS[:10], ("top", "bottom", "left", "right", "center", "middle"))
+
+
+def drill(rng: random.Random, longest: int) -> tuple[list[str], list[Exchange]]:
+    """A list of 2 to `longest` items (one or two words each) and exercises about it."""
+    words = [
+        word
+        for chosen in rng.sample(_SETS, rng.randint(1, 3))
+        for word in rng.sample(chosen, min(len(chosen), rng.randint(2, 4)))
+    ]
+    pairs = rng.random() < 0.5
+    size = rng.randint(2, longest)
+    if pairs:
+        items = [f"{rng.choice(tuple(COLORS)[:5])} {rng.choice(SHAPES)}" for _ in range(size)]
+    else:
+        items = [rng.choice(words) for _ in range(size)]
+    exchanges: list[Exchange] = [("Say all.", ", ".join(items)), ("First?", items[0]), ("Last?", items[-1])]
+    exchanges.append(("How many?", NUMBERS[len(items)]))
+    counts = Counter(word for item in items for word in item.split())
+    seen = list(counts)
+    for word in rng.sample(seen, min(3, len(seen))):
+        exchanges.append((f"How many {word}?", NUMBERS[counts[word]]))
+        exchanges.append((f"Is there {word}?", "yes"))
+    for word in rng.sample([w for chosen in _SETS[:2] for w in chosen if w not in counts], 2):
+        exchanges.append((f"Is there {word}?", "no"))
+    single = Counter(items)
+    for index, item in enumerate(items[:-1]):
+        if single[item] == 1:
+            exchanges.append((f"After {item}?", items[index + 1]))
+    if pairs:
+        for color, shape in (item.split() for item in items):
+            if counts[shape] == 1:
+                exchanges.append((f"What color is the {shape}?", color))
+            if counts[color] == 1:
+                exchanges.append((f"What shape is {color}?", shape))
+    if len(seen) > 1:
+        first, second = rng.sample(seen, 2)
+        more = "same" if counts[first] == counts[second] else first if counts[first] > counts[second] else second
+        exchanges.append((f"More {first} or {second}?", more))
+    exchanges = list(dict(exchanges).items())
+    rng.shuffle(exchanges)
+    return items, exchanges[:10]
+
+
+def thinned(scene: Scene, rng: random.Random, most: int) -> Scene:
+    """The scene with at most `most` items per box (towers keep their lowest blocks)."""
+    kept = []
+    for items in box_items(scene):
+        count = rng.randint(1, most)
+        kept += items[:count] if scene.kind == "tower" else rng.sample(items, min(count, len(items)))
+    return dataclasses.replace(scene, items=tuple(kept))
