@@ -236,12 +236,8 @@ def _eval(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    try:
-        from mmllm.ui import launch
-    except ModuleNotFoundError as error:
-        if error.name != "gradio":
-            raise
-        raise MmllmError("the demo needs gradio; install it with `pip install 'mmllm[demo]'`") from error
+    from mmllm.ui import launch
+
     launch(
         model=options.model,
         port=options.port,

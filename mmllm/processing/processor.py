@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mmllm.config.base import BuildContext
-from mmllm.errors import DataError, SampleTooLong
+from mmllm.errors import DataError, MediaError, SampleTooLong
 from mmllm.processing.audio import decode_audio
 from mmllm.processing.images import decode_image
 from mmllm.processing.messages import Message, Part, Sample, check_turns, parse_messages
@@ -215,10 +215,15 @@ class Processor:
     def _load(self, part: Part, root: Path | None) -> dict[str, Tensor]:
         preprocessor = self.modalities[part.type].preprocessor
         data = read_media(part.value, root=root, limits=self.limits)
-        decoded = DECODERS[preprocessor.media](data, limits=self.limits, **preprocessor.decode_options)
-        # Samples of replies are drawn inside a training run's autocast; what is prepared must not depend on that.
-        with torch.autocast("cpu", enabled=False):
-            return preprocessor(decoded)
+        try:
+            decoded = DECODERS[preprocessor.media](data, limits=self.limits, **preprocessor.decode_options)
+            # Samples of replies are drawn inside a training run's autocast; what is prepared must not depend on that.
+            with torch.autocast("cpu", enabled=False):
+                return preprocessor(decoded)
+        except MediaError as error:
+            # Of several files the reader wants to know which; a data URL or bytes have no name.
+            named = isinstance(part.value, str) and not part.value.startswith("data:")
+            raise MediaError(f"{Path(str(part.value)).name}: {error}" if named else str(error)) from error
 
     def collate(self, samples: Sequence[Encoded], *, pad_left: bool = False) -> Batch:
         """One batch, padded on the right (training) or on the left (generation, where all must end together)."""

@@ -96,6 +96,14 @@ def test_a_broken_picture_is_a_media_error(processor: Processor) -> None:
         processor.encode_sample(sample([{"type": "image", "data": b"no picture"}], "a"), 4096)
 
 
+def test_of_several_files_the_broken_one_is_named(processor: Processor, tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n but no more")
+    with pytest.raises(MediaError, match=r"^cut\.png: "):
+        processor.encode_prompt(
+            [{"role": "user", "content": [picture(), {"type": "image", "path": str(tmp_path / "cut.png")}]}]
+        )
+
+
 def test_assistant_first_and_repeated_roles_are_refused() -> None:
     with pytest.raises(DataError, match="turn 0 is from 'assistant'"):
         check_turns(parse_messages([{"role": "assistant", "content": "a"}]))
@@ -140,7 +148,9 @@ def test_the_processor_survives_pickling(processor: Processor) -> None:
     assert copy.encode_sample(conversation, 4096).ids == processor.encode_sample(conversation, 4096).ids
 
 
-def test_media_are_prepared_in_full_precision_whatever_the_callers_autocast(processor: Processor, tmp_path: Path) -> None:
+def test_media_are_prepared_in_full_precision_whatever_the_callers_autocast(
+    processor: Processor, tmp_path: Path
+) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 8000).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", noise, 16_000)
     chat = [{"role": "user", "content": [picture(), {"type": "audio", "path": str(tmp_path / "a.wav")}]}]
