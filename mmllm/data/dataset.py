@@ -110,9 +110,6 @@ class SkipLog:
         return fresh
 
 
-
-
-
 def causes(failures: Sequence[Failure]) -> str:
     """The first five failures, a line each, beginning with ``file:line``."""
     texts = (f.message if f.message.startswith(f.where) else f"{f.where}: {f.message}" for f in failures[:5])

@@ -91,9 +91,7 @@ def test_a_bad_line_is_named_and_the_others_are_read(tmp_path: Path, line: bytes
         ("[" * 100_000, 0, "f:1: not valid JSON"),
     ],
 )
-def test_a_damaged_array_keeps_the_rows_before_the_damage(
-    tmp_path: Path, text: str, count: int, problem: str
-) -> None:
+def test_a_damaged_array_keeps_the_rows_before_the_damage(tmp_path: Path, text: str, count: int, problem: str) -> None:
     rows = index_file(save(tmp_path / "f", text))
     assert [rows[i] for i in range(len(rows))] == [{"a": i + 1} for i in range(count)]
     assert rows.problem is not None

@@ -1,0 +1,64 @@
+"""The model that ships: complete, small, loadable without a network, usable from the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmllm.assistant import EMBEDDED, Assistant, load
+from mmllm.cli import main
+
+EXAMPLES = Path(__file__).parent.parent / "mmllm" / "assets" / "examples"
+
+
+@pytest.fixture(scope="module")
+def assistant() -> Assistant:
+    return load("embedded")
+
+
+def test_it_is_small_and_holds_all_its_parts() -> None:
+    files = [path for path in EMBEDDED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 20e6
+    assert not [path for path in files if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    card = (EMBEDDED / "README.md").read_text(encoding="utf-8")
+    for said in ("CC BY 4.0", "CC BY-SA 4.0", "CC BY 3.0", "cannot do", "Blind"):
+        assert said.lower() in card.lower(), said
+
+
+def test_it_takes_pictures_and_sounds_and_answers_in_text(assistant: Assistant) -> None:
+    assert set(assistant.modalities) == {"image", "audio"}
+    content = [
+        {"type": "image", "path": str(EXAMPLES / "boxes.png")},
+        {"type": "audio", "path": str(EXAMPLES / "beeps.wav")},
+        {"type": "text", "text": "What do you see and hear?"},
+    ]
+    reply = assistant.chat([{"role": "user", "content": content}], max_new_tokens=40)
+    assert reply.strip()
+    assert reply == assistant.chat([{"role": "user", "content": content}], max_new_tokens=40)
+    assert "<|" not in reply
+
+
+def test_the_command_line_answers_in_json(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "generate",
+        "--image",
+        str(EXAMPLES / "boxes.png"),
+        "--prompt",
+        "Is there a circle?",
+        "--seed",
+        "1",
+        "--json",
+    ]
+    assert main(arguments) == 0
+    assert json.loads(capsys.readouterr().out)["text"].strip()
+
+
+def test_evaluation_prints_n_and_exact_match(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data.jsonl"
+    turns = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "never said"}]
+    data.write_text(json.dumps({"id": "1", "messages": turns}) + "\n")
+    assert main(["eval", "--model", "embedded", "--data", str(data), "--metric", "exact_match", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["n"], report["exact_match"]) == (1, 0.0)
