@@ -73,7 +73,7 @@ DESCRIPTIONS = {
     "inputs.image.projector": "picture projector: MLP",
     "inputs.audio.projector": "sound projector: MLP over ten stacked features",
     "backbone": "language model: Llama, 6 layers of width 256, own tokenizer of 1536 tokens",
-    "backbone.adapter": "LoRA of rank 32 on every linear layer",
+    "backbone.adapter": "LoRA on every linear layer",
 }
 
 
