@@ -59,8 +59,7 @@ def build_model(tokenizer: Any) -> Any:
     """A Llama of about 4.3 million parameters with random weights.
 
     Attention starts *mimetic* (Trockman and Kolter, arXiv 2305.09828): keys equal queries, and what a value writes back
-    is what it read. So from the first step a token finds its equals and copies them. Measured on drills with the same
-    optimizer, finding and copying come within 300 steps; from independent random matrices they had not come in 1,000.
+    is what it read. So from the first step a token finds its equals and copies them.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -56,6 +56,7 @@ of another sample. NLVR is its development split, digits and ESC-10 are the take
 unless their test sets were given to the build.
 
 {scores}
+{notes}
 ## Data and licences
 
 | data | licence | authors |
@@ -112,7 +113,7 @@ def relative_config(config: RunConfig) -> RunConfig:
 
 
 def card(work: Path, folder: Path, seed: int) -> str:
-    """The model card."""
+    """The model card. What is to be said of this one run stands in ``notes.md`` of the work folder, if anything."""
     import mmllm
 
     assistant = mmllm.load(folder)
@@ -129,6 +130,7 @@ def card(work: Path, folder: Path, seed: int) -> str:
         seed=seed,
         training=training_times(work),
         scores=table,
+        notes=(work / "notes.md").read_text(encoding="utf-8") if (work / "notes.md").exists() else "",
     )
 
 
