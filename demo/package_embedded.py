@@ -23,6 +23,8 @@ from mmllm.config.run import RunConfig
 from mmllm.training.checkpoint import write_manifest
 
 PARTS = {"clip": "open_clip_model.safetensors", "whisper": "model.safetensors", "llm": "model.safetensors"}
+# The end of the vision tower, after the layer that the assistant reads.
+UNUSED = ("visual.proj", "visual.ln_post.weight", "visual.ln_post.bias")
 CARD = """# The embedded assistant
 
 A very small multimodal assistant: pictures and sounds in, text out, {parameters:.1f} million parameters, {megabytes:.1f} MB.
@@ -78,11 +80,13 @@ DESCRIPTIONS = {
 }
 
 
-def half(source: Path, target: Path, prefix: str = "") -> None:
-    """Copy a safetensors file, floating-point tensors as fp16, only those whose names start with `prefix`."""
+def half(source: Path, target: Path, prefix: str = "", unused: tuple[str, ...] = ()) -> None:
+    """Copy a safetensors file, floating-point tensors as fp16: those whose names start with `prefix`, without `unused`."""
     with safe_open(source, "pt") as file:
         metadata = file.metadata()
-    tensors = {name: value for name, value in load_file(source).items() if name.startswith(prefix)}
+    tensors = {
+        name: value for name, value in load_file(source).items() if name.startswith(prefix) and name not in unused
+    }
     halved = {n: v.half().contiguous() if v.is_floating_point() else v.contiguous() for n, v in tensors.items()}
     save_file(halved, target, metadata=metadata)
 
@@ -100,7 +104,7 @@ def copy_parts(work: Path, folder: Path) -> None:
                 "probe.json",
             ):
                 shutil.copy2(path, target / path.name)
-        half(work / name / weights, target / weights, "visual." if name == "clip" else "")
+        half(work / name / weights, target / weights, "visual." if name == "clip" else "", UNUSED)
 
 
 def relative_config(config: RunConfig) -> RunConfig:

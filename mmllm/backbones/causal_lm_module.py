@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def load_causal_lm(config: CausalLMConfig, context: BuildContext) -> Any:
     """The transformers model: with its weights (safetensors only), or at random values when ``context.weights`` is false."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # a second progress display beside ours, and noise in a command's output
     hf_config = config.hf_config(context)
     options = {"attn_implementation": config.attention, "trust_remote_code": context.trust_remote_code}
     if config.pretrained is None or not context.weights:
