@@ -20,7 +20,7 @@ from mmllm.ui.serve import serve
 
 REPOSITORY = Path(__file__).parents[1]
 QUESTION = "How many circles are there?"
-WAIT = 60_000  # milliseconds
+WAIT = 30_000  # milliseconds
 
 
 def main() -> None:
@@ -39,8 +39,10 @@ def main() -> None:
         page.get_by_role("button", name="Select example 1").click()
         expect(page.get_by_role("button", name="Retry")).to_be_visible(timeout=WAIT)
         box = page.get_by_role("textbox", name="Message", exact=True)
+        expect(page.get_by_role("button", name="Submit")).to_be_visible(timeout=WAIT)
+        page.wait_for_timeout(1000)
         box.fill(QUESTION)
-        box.press("Enter")
+        page.get_by_role("button", name="Submit").click()
         expect(page.locator("#chat [data-testid=bot]")).to_have_count(2, timeout=WAIT)
         expect(page.get_by_role("button", name="Submit")).to_be_visible(timeout=WAIT)
         page.wait_for_timeout(1000)
