@@ -40,7 +40,7 @@ def main() -> None:
         expect(page.get_by_role("button", name="Retry")).to_be_visible(timeout=WAIT)
         box = page.get_by_role("textbox", name="Message", exact=True)
         expect(page.get_by_role("button", name="Submit")).to_be_visible(timeout=WAIT)
-        page.wait_for_timeout(1000)
+        page.wait_for_timeout(1000)  # Enter does nothing in the instant in which the box turns from Stop back to Submit
         box.fill(QUESTION)
         page.get_by_role("button", name="Submit").click()
         expect(page.locator("#chat [data-testid=bot]")).to_have_count(2, timeout=WAIT)
