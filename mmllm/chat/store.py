@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 
 from mmllm.chat.session import ChatSession
@@ -13,19 +14,40 @@ class SessionStore:
     """Conversations by the key of their browser tab; the least recently used go when there are more than ``capacity``.
 
     A key is a secret that the tab drew at random. Shorter ones than ``MIN_KEY_LENGTH`` could be guessed, so what they
-    open is never kept.
+    open is never kept. A page (one loading of a tab) has one conversation, whichever of its requests comes first:
+    a question, or the key. Safe to share by threads.
     """
 
     def __init__(self, capacity: int = 200) -> None:
         self.capacity = capacity
-        self._sessions: OrderedDict[str, ChatSession] = OrderedDict()
+        self._lock = threading.Lock()
+        self._by_key: OrderedDict[str, ChatSession] = OrderedDict()
+        self._by_page: OrderedDict[str, ChatSession] = OrderedDict()
 
-    def open(self, key: str) -> ChatSession:
-        """The conversation of ``key``; a new one for a new key."""
-        if len(key) < MIN_KEY_LENGTH:
-            return ChatSession()
-        session = self._sessions.setdefault(key, ChatSession())
-        self._sessions.move_to_end(key)
-        while len(self._sessions) > self.capacity:
-            self._sessions.popitem(last=False)[1].stop()
-        return session
+    def of_page(self, page: str) -> ChatSession:
+        """The conversation of the page with the id ``page``; a new one at its first request."""
+        with self._lock:
+            session = self._by_page.setdefault(page, ChatSession())
+            self._newest(self._by_page, page)
+            return session
+
+    def open(self, key: str, page: str) -> tuple[ChatSession, bool]:
+        """The conversation of the tab with ``key``, from now on also that of ``page``, and whether the page had begun
+        one of its own before. If it had, that one takes the place of the tab's."""
+        with self._lock:
+            begun = page in self._by_page
+            kept = len(key) >= MIN_KEY_LENGTH
+            if not begun:
+                self._by_page[page] = (self._by_key.get(key) if kept else None) or ChatSession()
+            session = self._by_page[page]
+            self._newest(self._by_page, page)
+            if kept:
+                self._by_key[key] = session
+                for forgotten in self._newest(self._by_key, key):
+                    forgotten.stop()
+            return session, begun
+
+    def _newest(self, sessions: OrderedDict[str, ChatSession], name: str) -> list[ChatSession]:
+        """Mark ``name`` as the one used last; returns those that had to go."""
+        sessions.move_to_end(name)
+        return [sessions.popitem(last=False)[1] for _ in range(len(sessions) - self.capacity)]

@@ -153,24 +153,28 @@ class _Page:
 
     # ---- the conversation
 
-    def restore(self, key: str) -> Update:
-        """The conversation this tab had before it was loaded again; a question without answer goes back to the box."""
-        session = self.sessions.open(key)
+    def restore(self, key: str, request: gr.Request) -> Update:
+        """The conversation this tab had before it was loaded again; a question without answer goes back to the box.
+
+        On a slow start the visitor's first question may come before this does; it stays then.
+        """
+        session, asked = self.sessions.open(key, _page_id(request))
+        if asked:
+            return {self.session: session}
         box = _idle()
         if session.waiting:
             text, paths = session.undo()
             box = _idle(value={"text": text, "files": paths})
         return {self.session: session, self.box: box, **self._shown(session)}
 
-    def send(self, session: ChatSession | None, message: dict[str, Any]) -> Update:
-        return self._ask(session, message["text"], message["files"])
+    def send(self, session: ChatSession | None, message: dict[str, Any], request: gr.Request) -> Update:
+        return self._ask(session or self.sessions.of_page(_page_id(request)), message["text"], message["files"])
 
-    def send_example(self, session: ChatSession | None, data: gr.SelectData) -> Update:
+    def send_example(self, session: ChatSession | None, data: gr.SelectData, request: gr.Request) -> Update:
         text = data.value["text"]
-        return self._ask(session, text, example_files(text))
+        return self._ask(session or self.sessions.of_page(_page_id(request)), text, example_files(text))
 
-    def _ask(self, session: ChatSession | None, text: str, paths: list[str]) -> Update:
-        session = session or ChatSession()
+    def _ask(self, session: ChatSession, text: str, paths: list[str]) -> Update:
         try:
             session.add_user(text, paths)
         except MmllmError as error:
@@ -309,6 +313,10 @@ class _Page:
 
 def _index(index: int | list[int] | tuple[int, int]) -> int:
     return index if isinstance(index, int) else index[0]
+
+
+def _page_id(request: gr.Request) -> str:
+    return str(request.session_hash)
 
 
 def _content(message: dict[str, Any]) -> list[Any]:

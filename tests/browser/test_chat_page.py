@@ -20,6 +20,8 @@ playwright_api = pytest.importorskip("playwright.sync_api")
 from playwright.sync_api import BrowserContext, Page, Request, expect
 from ui.server import Server, running
 
+from mmllm.chat.store import SessionStore
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
 WAIT = 120_000  # milliseconds; a busy machine takes its time, a free one never waits this long
@@ -147,6 +149,30 @@ def test_an_example_can_be_clicked_or_reached_by_keyboard(visit: Callable[..., P
     page.get_by_role("button", name="Select example 4").focus()
     page.keyboard.press("Enter")
     expect(bot(page)).to_contain_text("You said What can you do? with 0 files.")
+
+
+@pytest.mark.parametrize("late", ["request", "response"])
+def test_a_question_asked_while_the_page_still_loads_is_answered(
+    server: Server, context: BrowserContext, monkeypatch: pytest.MonkeyPatch, late: str
+) -> None:
+    restore = SessionStore.open
+
+    def slow(store: SessionStore, *names: str) -> Any:
+        time.sleep(1.5 if late == "request" else 0)
+        found = restore(store, *names)
+        time.sleep(1.5 if late == "response" else 0)
+        return found
+
+    monkeypatch.setattr(SessionStore, "open", slow)
+    page = context.new_page()
+    page.goto(server.url)
+    page.get_by_role("button", name="Select example 4").click()
+    expect(bot(page)).to_contain_text("You said What can you do? with 0 files.")
+    page.wait_for_timeout(2000)
+    expect(bot(page)).to_contain_text("You said What can you do? with 0 files.")
+    say(page, "and now?")
+    expect(bot(page)).to_contain_text("You said and now? with 0 files.")
+    page.close()
 
 
 def test_a_picture_shows_before_and_after_sending(visit: Callable[..., Page]) -> None:

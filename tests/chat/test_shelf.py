@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from pathlib import Path
 
 import pytest
 from chat.fake import FakeAssistant
 
-from mmllm.chat.session import Sampling
+from mmllm.chat.session import ChatSession, Sampling
 from mmllm.chat.shelf import ModelShelf, find_models
 from mmllm.chat.store import SessionStore
 from mmllm.errors import CheckpointError
@@ -78,28 +79,49 @@ def test_a_failed_background_load_is_kept_and_told_again() -> None:
     assert shelf.problem("runs/x") is None
 
 
+def opened(store: SessionStore, key: str) -> ChatSession:
+    """The conversation of the tab with ``key``, loaded anew."""
+    return store.open(key, page=uuid.uuid4().hex)[0]
+
+
 def test_a_tab_finds_its_conversation_again_and_no_other() -> None:
     store = SessionStore(capacity=2)
-    mine = store.open("a" * 32)
-    assert store.open("a" * 32) is mine
-    assert store.open("b" * 32) is not mine
+    mine = opened(store, "a" * 32)
+    assert opened(store, "a" * 32) is mine
+    assert opened(store, "b" * 32) is not mine
 
 
 def test_a_short_key_opens_nothing_twice() -> None:
     store = SessionStore()
-    assert store.open("") is not store.open("")
-    assert store.open("guess") is not store.open("guess")
+    assert opened(store, "") is not opened(store, "")
+    assert opened(store, "guess") is not opened(store, "guess")
+
+
+def test_a_question_that_comes_before_the_key_of_its_tab_stays() -> None:
+    store = SessionStore()
+    opened(store, "a" * 32)
+    asked = store.of_page("page")
+    assert store.of_page("page") is asked
+    assert store.open("a" * 32, "page") == (asked, True)
+    assert opened(store, "a" * 32) is asked
+
+
+def test_a_question_that_comes_after_the_key_joins_the_conversation_of_its_tab() -> None:
+    store = SessionStore()
+    mine, begun = store.open("a" * 32, "page")
+    assert not begun
+    assert store.of_page("page") is mine
 
 
 def test_the_oldest_conversation_goes_first_and_its_answer_is_stopped() -> None:
     store = SessionStore(capacity=2)
-    oldest, newer = store.open("a" * 32), store.open("b" * 32)
+    oldest, newer = opened(store, "a" * 32), opened(store, "b" * 32)
     oldest.add_user("long")
     assistant = FakeAssistant()
     reply = oldest.reply(assistant, Sampling())
     next(reply)
-    store.open("b" * 32)
-    store.open("c" * 32)
+    opened(store, "b" * 32)
+    opened(store, "c" * 32)
     assert list(reply) == []
-    assert store.open("b" * 32) is newer
-    assert store.open("a" * 32) is not oldest
+    assert opened(store, "b" * 32) is newer
+    assert opened(store, "a" * 32) is not oldest
