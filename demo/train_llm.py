@@ -25,7 +25,7 @@ from llm_parts import Encoder, Sample, build_model, build_tokenizer, embed
 from safetensors.torch import load_file, save_file
 
 MUON_FACTOR = 2.5  # its rate over AdamW's
-EASY_SHARE = 0.35  # of the run, in which drills and thinned-out scenes give way to whole scenes
+EASY_SHARE = 0.2  # of the run, in which drills and thinned-out scenes give way to whole scenes
 CHUNK_SAMPLES = 400  # samples made, tokenised and sorted by length at a time
 MAX_LENGTH = 768
 
@@ -198,7 +198,8 @@ def train(arguments: argparse.Namespace) -> None:
         f"{size / 1e6:.2f} M parameters, {len(tokenizer)} tokens, device {arguments.device}, state {state}", flush=True
     )
     run(arguments, model, encoder, optimizers, real, state, work)
-    model.eval()
+    trained, model = model, build_model(tokenizer).to(arguments.device).eval()  # one that is not compiled
+    model.load_state_dict(trained.state_dict())
     result = probe(model, encoder, arguments.seed, arguments.device)
     print(json.dumps(result, indent=1), flush=True)
     model.half().save_pretrained(output)
@@ -221,6 +222,8 @@ def run(
     """The training loop; ends when the steps or the minutes are used up. Changes model, optimizers and `state`."""
     budget = arguments.minutes * 60
     model.train()
+    for layer in model.model.layers:  # 1.4 times faster on a CPU; in place, so that the names of the weights stay
+        layer.compile(dynamic=True)
     saved = shown = time.monotonic()
     losses: list[float] = []
     while state["seconds"] < budget and state["step"] < arguments.steps:
@@ -277,7 +280,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=10**9)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--batch-tokens", type=int, default=1800)
+    parser.add_argument("--batch-tokens", type=int, default=3000)
     parser.add_argument("--save-minutes", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
