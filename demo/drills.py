@@ -7,6 +7,7 @@ short, dense exercises than on whole scenes. So training begins with many drills
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import random
 from collections import Counter
 
@@ -56,6 +57,40 @@ def drill(rng: random.Random, longest: int) -> tuple[list[str], list[Exchange]]:
     exchanges = list(dict(exchanges).items())
     rng.shuffle(exchanges)
     return items, exchanges[:10]
+
+
+def dense_drill(rng: random.Random, longest: int) -> tuple[list[str], list[Exchange]]:
+    """A list of 2 to `longest` items and exercises with long answers, in which every word has to be looked up."""
+    sizes, colors, shapes = (rng.sample(words, rng.randint(2, len(words))) for words in (SIZES, tuple(COLORS), SHAPES))
+    items = [
+        [rng.choice(sizes), rng.choice(colors), rng.choice(shapes)][rng.randrange(2) :]
+        for _ in range(rng.randint(2, longest))
+    ]
+    words = [" ".join(item) for item in items]
+    counts = Counter(word for item in items for word in item)
+    seen = rng.sample(sorted(counts), len(counts))
+    asked = rng.sample([*COLORS, *SHAPES], rng.randint(3, 6))
+    exchanges: list[Exchange] = [
+        ("Say all.", ", ".join(words)),
+        ("Say all colors.", ", ".join(item[-2] for item in items)),
+        ("Say all shapes.", ", ".join(item[-1] for item in items)),
+        (f"Count {', '.join(seen)}.", ", ".join(f"{word} {NUMBERS[counts[word]]}" for word in seen)),
+        (f"Is there {', '.join(asked)}?", ", ".join(f"{w} {'yes' if w in counts else 'no'}" for w in asked)),
+    ]
+    keys = [item for item in items if counts[item[-1]] == 1]
+    if keys:
+        rng.shuffle(keys)
+        names = ", ".join(item[-1] for item in keys)
+        exchanges.append((f"What color is {names}?", ", ".join(f"{item[-1]} {item[-2]}" for item in keys)))
+    once = [(a, b) for a, b in itertools.pairwise(words) if words.count(a) == 1]
+    if once:
+        rng.shuffle(once)
+        exchanges.append((f"What follows {', '.join(a for a, _ in once)}?", ", ".join(f"{a} {b}" for a, b in once)))
+    for word in rng.sample(seen, min(2, len(seen))):
+        having = [text for text, item in zip(words, items, strict=True) if word in item]
+        exchanges.append((f"Say the {word}.", ", ".join(having)))
+    rng.shuffle(exchanges)
+    return words, exchanges[:5]
 
 
 def thinned(scene: Scene, rng: random.Random, most: int) -> Scene:

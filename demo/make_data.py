@@ -30,6 +30,7 @@ import joint_questions
 import text_worlds
 from dialogues import Exchange
 from real_sets import SHARD, Part, Row, Writer, conversation, nlvr_rows, sound_rows
+from real_wordings import WordedScenes, read_written
 from scene_model import Scene
 from scenes import caption, describe, questions, render, sample_scene
 from sounds import Sound, sample_sound, synthesize
@@ -49,6 +50,8 @@ AMOUNTS: dict[str, dict[str, int]] = {
         "test_text": 300,
     },
 }
+WORDED_PICTURES = 8_000  # at --size 1, with NLVR's sentences
+STATEMENTS = 8  # about each of them
 KINDS = {"canvas": 0.3, "scatter": 0.5, "tower": 0.2}  # of pictures
 
 
@@ -140,6 +143,17 @@ def sound(rng: random.Random, writer: Writer) -> Row:
     if rng.random() < 0.08:
         exchanges += dialogues.small_talk(rng)
     return {"messages": conversation([part], exchanges, rng)}
+
+
+def worded_rows(nlvr: Path, output: Path, rng: random.Random, count: int) -> list[Row]:
+    """New pictures, each with statements that people wrote for NLVR about others like it."""
+    worded, rows = WordedScenes(read_written(nlvr), rng), []
+    for index in range(count):
+        if index % SHARD == 0:
+            writer = Writer(output, f"worded-{index // SHARD:03d}")
+        scene, exchanges = worded.invented(STATEMENTS)
+        rows.append({"messages": conversation([writer.image(render(scene))], exchanges, rng, 0.0)})
+    return rows
 
 
 def text(rng: random.Random, writer: Writer) -> Row:
@@ -284,6 +298,7 @@ def build(arguments: argparse.Namespace) -> dict[str, int]:
                 )
     if arguments.nlvr:
         rows["instruct"] += nlvr_rows(Path(arguments.nlvr), output, rng, arguments.orders)
+        rows["instruct"] += worded_rows(Path(arguments.nlvr), output, rng, round(WORDED_PICTURES * arguments.size))
     for folder, copies, crop in ((arguments.fsdd, 2, 0.0), (arguments.esc10, 6, 0.35)):
         if folder:
             real = sound_rows(Path(folder), output, rng, copies, crop)

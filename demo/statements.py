@@ -137,7 +137,7 @@ def _draw(kind: str, rng: random.Random) -> Node:
 
 def _fine(node: Node) -> bool:
     words = text(node)
-    return len(words.split()) <= LONGEST and ODD.search(words) is None
+    return 0 < len(words.split()) <= LONGEST and ODD.search(words) is None
 
 
 def _truth(node: Node, world: list[list[Block]]) -> bool:

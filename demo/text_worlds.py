@@ -6,10 +6,7 @@ wording that the assistant meets with real pictures and sounds.
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,9 +21,8 @@ from dialogues import (
     to_messages,
     vary,
 )
-from drills import drill, thinned
-from nlvr_pictures import read_picture
-from PIL import Image
+from drills import dense_drill, drill, thinned
+from real_wordings import WordedScenes
 from scene_model import BOX_NAMES, SHAPES, Item, gap
 from scenes import Scene, describe, part_captions, questions, sample_scene, size_name, walls
 from sounds import Sound, sample_sound
@@ -38,7 +34,6 @@ from mmllm.encoders.vit import fit_grid
 PATCHES = (
     "\x00"  # encloses the patches in a message: `train_llm.encode` turns each line between two of them into one vector
 )
-Real = tuple[Scene, str, bool]  # a scene, a sentence that a person wrote about it, whether it is true
 
 DESCRIBE_PICTURE = (
     "Describe the picture.", "What do you see?", "What is in the picture?", "Describe the image.", "What does the picture show?",
@@ -211,35 +206,20 @@ def as_context(scene: Scene, rng: random.Random, described: float = 0.15) -> str
     return PATCHES + "\n".join(words) + PATCHES
 
 
-def read_real(folder: Path) -> list[Real]:
-    """NLVR's training statements with their scenes, read back from the pixels of a folder of `training/prepare_nlvr.py`."""
-    found: list[Real] = []
-    for line in (folder / "train.jsonl").read_text(encoding="utf-8").splitlines():
-        question, reply = json.loads(line)["messages"]
-        path = next(part["path"] for part in question["content"] if part["type"] == "image")
-        sentence = next(part["text"] for part in question["content"] if part["type"] == "text").removeprefix(
-            "Is this true? "
-        )
-        answer = reply["content"] if isinstance(reply["content"], str) else reply["content"][0]["text"]
-        with Image.open(folder / path) as image:
-            found.append((read_picture(image), sentence, answer == "yes"))
-    return found
-
-
-def scene_dialogue(rng: random.Random, ease: float = 0.0, real: Sequence[Real] = ()) -> list[Message]:
+def scene_dialogue(rng: random.Random, ease: float = 0.0, worded: WordedScenes | None = None) -> list[Message]:
     """A scene in words and 10 to 18 questions about it, after some exact captions of its parts.
 
-    With `ease` from 1 down to 0, scenes have few items at first and all of them in the end. Some are NLVR's (`real`).
+    With `ease` from 1 down to 0, scenes have few items at first and all of them in the end. `worded` gives some, with
+    statements by people.
     """
     kind = rng.choices(("canvas", "scatter", "tower"), (3, 5, 2))[0]
     if rng.random() < ease:
         scene, exchanges = thinned(sample_scene(rng, kind), rng, 1 + round(7 * (1 - ease))), []
-    elif real and kind != "canvas" and rng.random() < 0.4:
-        scene, sentence, truth = rng.choice(real)
-        exchanges = [(f"Is this true? {sentence}", "yes" if truth else "no")]
+    elif worded and kind != "canvas" and rng.random() < 0.6:
+        scene, exchanges = worded.invented(6) if rng.random() < 0.6 else worded.original()
     else:
         scene, exchanges = scene_and_statement(rng, kind)
-    exchanges += picture_exchanges(scene, rng, rng.randint(10, 18))
+    exchanges += picture_exchanges(scene, rng, rng.randint(10, 18), statements=0.5 * (1 - ease))
     if rng.random() < 0.5:
         exchanges = list(dict(part_exchanges(scene, rng, rng.randint(2, 6)) + exchanges).items())
     if rng.random() < 0.05:
@@ -249,8 +229,8 @@ def scene_dialogue(rng: random.Random, ease: float = 0.0, real: Sequence[Real] =
 
 def drill_dialogue(rng: random.Random, ease: float) -> list[Message]:
     """A drill, its items as patches or as plain words."""
-    items, exchanges = drill(rng, 3 + round(9 * (1 - ease)))
-    context = PATCHES + "\n".join(items) + PATCHES if rng.random() < 0.6 else ", ".join(items) + "\n"
+    items, exchanges = rng.choice((drill, dense_drill, dense_drill))(rng, 6 + round(8 * (1 - ease)))
+    context = PATCHES + "\n".join(items) + PATCHES if rng.random() < 0.6 else f"Items: {', '.join(items)}\n"
     return with_context(context, exchanges, rng)
 
 

@@ -22,34 +22,39 @@ import dialogues
 import text_worlds
 import torch
 from llm_parts import Encoder, Sample, build_model, build_tokenizer, embed
+from real_wordings import WordedScenes, Written, read_written
 from safetensors.torch import load_file, save_file
 
 MUON_FACTOR = 2.5  # its rate over AdamW's
-EASY_SHARE = 0.2  # of the run, in which drills and thinned-out scenes give way to whole scenes
+EASY_SHARE = 0.25  # of the run, in which drills and thinned-out scenes give way to whole scenes
 CHUNK_SAMPLES = 400  # samples made, tokenised and sorted by length at a time
 MAX_LENGTH = 768
 
 
-def make_sample(rng: random.Random, real: list[text_worlds.Real], ease: float = 0.0) -> list[dict[str, str]]:
-    """One training dialogue; `rng` alone decides which. `ease` goes from 1 to 0 in the first part of training."""
-    if rng.random() < 0.04 + 1.5 * ease**2:
+def make_sample(rng: random.Random, worded: WordedScenes | None, ease: float = 0.0) -> list[dict[str, str]]:
+    """One training dialogue; `rng` alone decides which. `ease` goes from 1 to 0 in the first part of training.
+
+    At first there are drills only: mixed with scenes, what they teach drowns for thousands of steps.
+    """
+    if rng.random() < 0.05 + 2 * ease**2:
         return text_worlds.drill_dialogue(rng, ease)
     roll = rng.random()
     if roll < 0.62:
-        return text_worlds.scene_dialogue(rng, ease, real)
+        return text_worlds.scene_dialogue(rng, ease, worded)
     if roll < 0.74:
         return text_worlds.sound_dialogue(rng)
     if roll < 0.79:
-        return text_worlds.question_without_media(rng, [sentence for _, sentence, _ in real])
+        return text_worlds.question_without_media(rng, worded.written.sentences if worded else [])
     return dialogues.to_messages(dialogues.small_talk(rng), rng)
 
 
 def batches(
-    seed: int, chunk: int, encoder: Encoder, real: list[text_worlds.Real], tokens: int, ease: float
+    seed: int, chunk: int, encoder: Encoder, written: Written | None, tokens: int, ease: float
 ) -> list[list[Sample]]:
     """The batches of chunk number `chunk`: samples of like length, about `tokens` tokens each, in random order."""
     rng = random.Random(f"{seed}-{chunk}")
-    samples = [encoder(make_sample(rng, real, ease)) for _ in range(CHUNK_SAMPLES)]
+    worded = WordedScenes(written, rng) if written else None
+    samples = [encoder(make_sample(rng, worded, ease)) for _ in range(CHUNK_SAMPLES)]
     samples = sorted((s for s in samples if len(s.ids) <= MAX_LENGTH), key=lambda s: (len(s.ids), rng.random()))
     result: list[list[Sample]] = []
     batch: list[Sample] = []
@@ -171,8 +176,7 @@ def train(arguments: argparse.Namespace) -> None:
     torch.manual_seed(arguments.seed)
     output, work = Path(arguments.output), Path(arguments.output) / "training"
     work.mkdir(parents=True, exist_ok=True)
-    real = text_worlds.read_real(Path(arguments.nlvr)) if arguments.nlvr else []
-    sentences = sorted({sentence for _, sentence, _ in real})
+    written = read_written(Path(arguments.nlvr)) if arguments.nlvr else None
     resume = arguments.resume and (work / "checkpoint.safetensors").exists()
     if resume:
         from transformers import PreTrainedTokenizerFast
@@ -180,12 +184,13 @@ def train(arguments: argparse.Namespace) -> None:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(work / "tokenizer")
     else:
         rng = random.Random(arguments.seed)
+        worded = WordedScenes(written, rng) if written else None
         texts = [
-            message["content"].replace(text_worlds.PATCHES, "")
+            " " + message["content"].replace(text_worlds.PATCHES, "")
             for _ in range(12_000)
-            for message in make_sample(rng, real)
+            for message in make_sample(rng, worded)
         ]
-        tokenizer = build_tokenizer(texts + 3 * sentences)
+        tokenizer = build_tokenizer(texts + 3 * (written.sentences if written else []))
         tokenizer.save_pretrained(work / "tokenizer")
     model = build_model(tokenizer).to(arguments.device)
     encoder = Encoder(tokenizer)
@@ -197,7 +202,7 @@ def train(arguments: argparse.Namespace) -> None:
     print(
         f"{size / 1e6:.2f} M parameters, {len(tokenizer)} tokens, device {arguments.device}, state {state}", flush=True
     )
-    run(arguments, model, encoder, optimizers, real, state, work)
+    run(arguments, model, encoder, optimizers, written, state, work)
     trained, model = model, build_model(tokenizer).to(arguments.device).eval()  # one that is not compiled
     model.load_state_dict(trained.state_dict())
     result = probe(model, encoder, arguments.seed, arguments.device)
@@ -215,7 +220,7 @@ def run(
     model: Any,
     encoder: Encoder,
     optimizers: list[torch.optim.Optimizer],
-    real: list[text_worlds.Real],
+    written: Written | None,
     state: dict[str, Any],
     work: Path,
 ) -> None:
@@ -230,7 +235,7 @@ def run(
         begin = time.process_time()
         done = max(state["seconds"] / budget, state["step"] / arguments.steps)
         ease = max(0.0, 1 - done / EASY_SHARE)
-        todo = batches(arguments.seed, state["chunk"], encoder, real, arguments.batch_tokens, ease)
+        todo = batches(arguments.seed, state["chunk"], encoder, written, arguments.batch_tokens, ease)
         state["seconds"] += time.process_time() - begin
         for batch in todo:
             begin = time.process_time()
@@ -279,8 +284,8 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=10**9)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--batch-tokens", type=int, default=3000)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--batch-tokens", type=int, default=2000)
     parser.add_argument("--save-minutes", type=float, default=3.0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")

@@ -71,7 +71,7 @@ class Assistant:
         ``messages`` as in the chat layout (see ``mmllm.processing.messages.parse_messages``), media as paths, bytes or data
         URLs. Setting ``stop`` ends the reply within one token. Raises ``DataError`` or ``MediaError`` before the first delta.
         """
-        deltas = self._stream(messages, Decoding(max_new_tokens, temperature, top_p, seed), stop)
+        deltas = stripped(self._stream(messages, Decoding(max_new_tokens, temperature, top_p, seed), stop))
         return deltas if stream else "".join(deltas)
 
     def generate(
@@ -100,6 +100,17 @@ class Assistant:
                 yield delta
         if rest := text.rest():
             yield rest
+
+
+def stripped(deltas: Iterator[str]) -> Iterator[str]:
+    """The deltas of ``text.strip()``, given those of ``text``: many templates begin a reply with a space."""
+    begun, held = False, ""
+    for delta in deltas:
+        held += delta
+        if held.strip():
+            text = (held if begun else held.lstrip()).rstrip()
+            begun, held = True, held[len(held.rstrip()) :]
+            yield text
 
 
 def model_folder(name: str | Path) -> Path:

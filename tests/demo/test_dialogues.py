@@ -24,7 +24,7 @@ from sounds import Sound
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     rng = random.Random(0)
-    texts = [message["content"] for _ in range(300) for message in train_llm.make_sample(rng, [])]
+    texts = [message["content"] for _ in range(300) for message in train_llm.make_sample(rng, None)]
     return llm_parts.build_tokenizer([text.replace(text_worlds.PATCHES, "") for text in texts])
 
 
@@ -40,6 +40,15 @@ def test_digits_are_single_tokens(tokenizer: Any) -> None:
     assert tokenizer.tokenize("1234") == ["1", "2", "3", "4"]
 
 
+def test_a_word_is_the_same_token_in_the_plural_and_at_the_beginning_of_a_reply(tokenizer: Any) -> None:
+    asked = tokenizer.tokenize("How many circles and crosses?")
+    reply = tokenizer.tokenize(
+        tokenizer.apply_chat_template([{"role": "assistant", "content": "circle"}], tokenize=False)
+    )
+    assert reply[1:2] == tokenizer.tokenize(" circle") == asked[2:3]
+    assert asked[3:] == ["s", *tokenizer.tokenize(" and cross"), "es", "?"]
+
+
 def test_the_template_marks_the_reply_and_its_end(tokenizer: Any) -> None:
     messages = [
         {"role": "system", "content": "Be short."},
@@ -48,7 +57,7 @@ def test_the_template_marks_the_reply_and_its_end(tokenizer: Any) -> None:
     ]
     found = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
     reply = [token for token, inside in zip(found["input_ids"], found["assistant_masks"], strict=True) if inside]
-    assert tokenizer.decode(reply) == "Hi!<|end|>"
+    assert tokenizer.decode(reply) == " Hi!<|end|>"
     assert tokenizer.apply_chat_template(messages[:2], tokenize=False, add_generation_prompt=True).endswith(
         "<|assistant|>"
     )
@@ -61,7 +70,7 @@ def test_encoding_equals_the_template(tokenizer: Any) -> None:
     sample = llm_parts.Encoder(tokenizer)(messages)
     assert tokenizer.decode(sample.ids) == tokenizer.apply_chat_template(messages, tokenize=False)
     full = [token for token, weight in zip(sample.ids, sample.weights, strict=True) if weight == 1.0]
-    assert tokenizer.decode(full) == "Hi!<|end|>You are welcome!<|end|>"
+    assert tokenizer.decode(full) == " Hi!<|end|> You are welcome!<|end|>"
 
 
 def test_a_patch_is_one_position_and_the_sum_of_its_words(tokenizer: Any) -> None:
@@ -108,6 +117,26 @@ def test_drills_tell_the_truth() -> None:
                 assert items[items.index(question[6:-1]) + 1] == answer
             if question == "How many?":
                 assert answer == drills.NUMBERS[len(items)]
+
+
+def test_dense_drills_tell_the_truth() -> None:
+    for seed in range(200):
+        items, exchanges = drills.dense_drill(random.Random(seed), 8)
+        words = " ".join(items).split()
+        for question, answer in exchanges:
+            told = [part.rsplit(" ", 1) for part in answer.split(", ")]
+            if question == "Say all.":
+                assert answer == ", ".join(items)
+            if question.startswith("Say the"):
+                assert answer.split(", ") == [item for item in items if question[8:-1] in item.split()]
+            if question.startswith("Is there"):
+                assert [(w in words) for w, _ in told] == [t == "yes" for _, t in told]
+            if question.startswith("Count"):
+                assert [drills.NUMBERS[words.count(word)] for word, _ in told] == [number for _, number in told]
+            if question.startswith("What color"):
+                assert all(any(item.endswith(f"{color} {shape}") for item in items) for shape, color in told)
+            if question.startswith("What follows"):
+                assert all(part in " ".join(items) for part in answer.split(", "))
 
 
 def test_thinned_scenes_keep_towers_standing() -> None:

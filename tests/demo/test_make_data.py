@@ -18,6 +18,7 @@ import dialogues
 import evaluate
 import make_data
 import real_sets
+from scenes import render, sample_scene
 
 from mmllm.config.base import BuildContext
 from mmllm.data.readers import MessagesConfig
@@ -31,13 +32,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     nlvr, fsdd = folder / "nlvr", folder / "fsdd"
     for name in (nlvr, fsdd):
         name.mkdir()
-    picture = Image.new("RGB", (400, 100), (128, 128, 128))
-    for place, color in enumerate(((255, 0, 0), (0, 255, 0), (0, 0, 255))):
-        picture.paste(color, (150 * place, 0, 150 * place + 100, 100))
-    picture.save(nlvr / "a.png")
+    render(sample_scene(random.Random(0), "scatter")).save(nlvr / "a.png")
     soundfile.write(fsdd / "a.wav", np.zeros(4000), 8000)
     rows = {
-        nlvr: ("image", "a.png", "Is this true? There is a box", "yes"),
+        nlvr: ("image", "a.png", "Is this true? There is a box with a black circle", "yes"),
         fsdd: ("audio", "a.wav", "Which digit is spoken?", "two"),
     }
     for name, (kind, path, question, answer) in rows.items():
@@ -70,8 +68,15 @@ def test_test_rows_have_a_type_and_ask_once(built: Path) -> None:
 
 def test_the_real_sets_keep_their_exact_wording(built: Path) -> None:
     text = (built / "instruct.jsonl").read_text()
-    assert "Is this true? There is a box" in text
+    assert "Is this true? There is a box with a black circle" in text
     assert "Which digit is spoken?" in text
+
+
+def test_peoples_sentences_are_asked_about_new_pictures(built: Path) -> None:
+    rows = [json.loads(line) for line in (built / "instruct.jsonl").read_text().splitlines()]
+    first = [row["messages"][0]["content"] for row in rows]
+    worded = [content for content in first if isinstance(content, list) and "worded" in content[0].get("path", "")]
+    assert worded
 
 
 def test_the_same_seed_gives_the_same_samples(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mmllm.assistant import Assistant
+from mmllm.assistant import Assistant, stripped
 from mmllm.config.base import BuildContext
 from mmllm.config.load import parse
 from mmllm.errors import MmllmError
@@ -85,6 +85,13 @@ def test_streamed_deltas_join_to_the_whole_reply(assistant: Assistant) -> None:
     deltas = list(assistant.chat(chats()[1], stream=True, max_new_tokens=30))
     assert len(deltas) > 1
     assert "".join(deltas) == assistant.chat(chats()[1], max_new_tokens=30)
+
+
+@pytest.mark.parametrize("text", [" seven", "\n a b  c \n", "  ", "", "x"])
+def test_a_streamed_reply_is_stripped(text: str) -> None:
+    deltas = list(stripped(iter(text)))
+    assert "".join(deltas) == text.strip()
+    assert all(deltas)
 
 
 def test_stop_ends_within_one_token(assistant: Assistant) -> None:
