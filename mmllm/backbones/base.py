@@ -38,6 +38,10 @@ class Backbone(nn.Module):
         """Embeddings ``(..., D_llm)`` of int64 ids ``(...)``; ids from ``vocab_rows`` on are new tokens."""
 
     @abstractmethod
+    def compile_layers(self) -> None:
+        """Compile the repeated layers in place, for batches of any shape; the names of the parameters stay."""
+
+    @abstractmethod
     def forward(
         self,
         inputs_embeds: Tensor,

@@ -70,6 +70,15 @@ class CausalLM(Backbone):
         new = nn.functional.embedding(rows, self.new_tokens.weight)
         return torch.where(is_new[..., None], new.to(old.dtype), old)
 
+    def compile_layers(self) -> None:
+        from transformers import PreTrainedModel
+
+        models = [module for module in self.modules() if isinstance(module, PreTrainedModel)]
+        layers = {name for model in models for name in model._no_split_modules or ()}
+        for module in self.modules():
+            if type(module).__name__ in layers:
+                module.compile(dynamic=True)
+
     def forward(
         self,
         inputs_embeds: Tensor,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
+
 from mmllm.data.mixture import StageData
 from mmllm.generation import Decoding, decode
 from mmllm.model import MultimodalLM
@@ -30,8 +32,9 @@ def sample_replies(
             sample = data[start]
             question, reference = sample.messages[-2:]
             prompt = processor.encode_prompt(sample.messages[:-1], id=sample.id, root=sample.root)
-            steps = decode(model, processor, [prompt], Decoding(max_new_tokens=max_new_tokens))
-            ids = [token for (token,) in steps if token is not None]
+            with torch.compiler.set_stance("force_eager"):  # a growing cache would be compiled again and again
+                steps = decode(model, processor, [prompt], Decoding(max_new_tokens=max_new_tokens))
+                ids = [token for (token,) in steps if token is not None]
         except ValueError:  # unusable data, a prompt beyond the backbone's context, a conversation without reply
             continue
         answer = str(processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()

@@ -82,6 +82,8 @@ def open_run(
     processor = Processor.from_config(config.model, context)
     model = MultimodalLM.from_config(config.model, context)
     set_dtypes(model, check_stages(config, model.parts()), config.precision)
+    if config.compile:
+        model.backbone.compile_layers()
     run = Run(config, context, accelerator, model, processor, folder, Reporter(accelerator, folder))
     source = newest or start_from
     if source is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,8 @@ from mmllm.training.run import train
 
 def run(folder: Path, **changes: Any) -> list[dict[str, Any]]:
     """The step rows of a short run of one stage."""
-    precision = changes.pop("precision", "fp32")
-    config, context = systems.system(folder, systems.stage(**changes), precision=precision)
+    options = {name: changes.pop(name) for name in ("precision", "compile") if name in changes}
+    config, context = systems.system(folder, systems.stage(**changes), **options)
     train(config, context)
     return systems.rows(folder)
 
@@ -132,6 +133,16 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path: Path) -> No
         assert checkpointed["loss"] == pytest.approx(plain["loss"], rel=1e-6)
         assert checkpointed["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-5)
         assert plain["grad_norm"] > 0
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_compiled_layers_change_nothing_but_speed(tmp_path: Path) -> None:
+    changes = {"train": ["inputs.*.projector"], "epochs": 1, "samples": 1}  # the adapter has dropout, other numbers there
+    rows = [run(tmp_path / str(on), compile=on, **changes) for on in (False, True)]
+    assert len(rows[0]) > 1
+    for plain, compiled in zip(*rows, strict=True):
+        assert compiled["loss"] == pytest.approx(plain["loss"], rel=1e-5)
+        assert compiled["grad_norm"] == pytest.approx(plain["grad_norm"], rel=1e-4)
 
 
 def test_bf16_multiplies_in_bf16_and_keeps_float32_masters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
