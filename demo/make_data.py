@@ -223,7 +223,7 @@ MAKERS: dict[str, Callable[[random.Random, Writer], Row | list[Row]]] = {
 
 # Replies that are only right at the beginning of a conversation.
 FIRST_ONLY = (dialogues.NO_PICTURE, dialogues.NO_SOUND, dialogues.NO_NAME)
-JOINED_LENGTH = 290  # tokens, about: short samples are joined up to this length
+JOINED_LENGTH = 320  # tokens, about: short samples are joined up to this length, long ones lose their last questions
 
 
 def length(row: Row) -> int:
@@ -235,6 +235,14 @@ def length(row: Row) -> int:
             total += {"image": 100, "audio": 15}.get(part["type"], len(part.get("text", "")) / 3.5)
         total += 2
     return round(total)
+
+
+def shortened(row: Row) -> Row:
+    """The sample without its last questions, as many as make it too long."""
+    messages = list(row["messages"])
+    while len(messages) > 4 and length({"messages": messages}) > JOINED_LENGTH:
+        messages = messages[:-2]
+    return {**row, "messages": messages}
 
 
 def joined(rows: list[Row], rng: random.Random) -> list[Row]:
@@ -307,8 +315,9 @@ def build(arguments: argparse.Namespace) -> dict[str, int]:
     counts = {}
     for split, made in rows.items():
         if split in ("pretrain", "instruct"):
-            short = [row for row in made if length(row) < 0.6 * JOINED_LENGTH]
-            made = [row for row in made if length(row) >= 0.6 * JOINED_LENGTH] + joined(short, rng)
+            made = [shortened(row) for row in made]
+            short = [row for row in made if length(row) < 0.7 * JOINED_LENGTH]
+            made = [row for row in made if length(row) >= 0.7 * JOINED_LENGTH] + joined(short, rng)
             rng.shuffle(made)
         lines = (json.dumps({"id": f"{split}-{index}", **row}, ensure_ascii=False) for index, row in enumerate(made))
         (output / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")

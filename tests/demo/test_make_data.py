@@ -79,6 +79,13 @@ def test_peoples_sentences_are_asked_about_new_pictures(built: Path) -> None:
     assert worded
 
 
+def test_samples_are_about_equally_long_and_end_with_a_reply(built: Path) -> None:
+    for line in (built / "instruct.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert row["messages"][-1]["role"] == "assistant"
+        assert make_data.length(row) <= 1.3 * make_data.JOINED_LENGTH
+
+
 def test_the_same_seed_gives_the_same_samples(tmp_path: Path) -> None:
     first = make_data.make_shard((tmp_path / "a", "instruct", "picture", 0, 2, 5))
     assert first == make_data.make_shard((tmp_path / "b", "instruct", "picture", 0, 2, 5))

@@ -137,7 +137,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory(tmp_path: Path) -> No
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
 def test_compiled_layers_change_nothing_but_speed(tmp_path: Path) -> None:
-    changes = {"train": ["inputs.*.projector"], "epochs": 1, "samples": 1}  # the adapter has dropout, other numbers there
+    changes = {"train": ["inputs.*.projector"], "epochs": 1, "samples": 1}  # with the adapter, dropout would differ
     rows = [run(tmp_path / str(on), compile=on, **changes) for on in (False, True)]
     assert len(rows[0]) > 1
     for plain, compiled in zip(*rows, strict=True):
