@@ -97,9 +97,10 @@ def set_dtypes(model: MultimodalLM, trained: Iterable[str], precision: Literal["
 def freeze(model: MultimodalLM, trained: Iterable[TrainedPart], *, gradient_checkpointing: bool) -> None:
     """Let exactly the trained parts require gradients, and set the train/eval mode of every part.
 
-    Frozen encoders run in eval mode: their dropout is off and batch statistics do not move. The backbone is in train
-    mode even when frozen, as in LLaVA's pretraining: gradients pass through it, and checkpointing works in train mode
-    only.
+    Frozen encoders run in eval mode: their dropout is off and batch statistics do not move. Those of batch norm never
+    move, also in trained encoders (ResNets): batches here are small and differ between processes. The backbone is in
+    train mode even when frozen, as in LLaVA's pretraining: gradients pass through it, and checkpointing works in train
+    mode only.
     """
     names = {part.name for part in trained}
     for part, parameters in model.parts().items():
@@ -107,7 +108,10 @@ def freeze(model: MultimodalLM, trained: Iterable[TrainedPart], *, gradient_chec
             parameter.requires_grad_(part in names)
     model.train()
     for name in model.inputs:
-        model.inputs[name].encoder.train(f"inputs.{name}.encoder" in names)  # type: ignore[union-attr]
+        encoder = model.inputs[name].encoder.train(f"inputs.{name}.encoder" in names)  # type: ignore[union-attr]
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.eval()
     if gradient_checkpointing:
         # Non-reentrant: works when the embeddings that enter need no gradient (LoRA alone), and under DDP.
         model.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

@@ -123,6 +123,22 @@ def test_frozen_encoders_are_in_eval_mode_and_trained_ones_in_train_mode(
     assert model.backbone.training
 
 
+def test_batch_statistics_never_move_so_that_a_saved_encoder_is_the_trained_one(tmp_path: Path) -> None:
+    config, context = systems.system(tmp_path, systems.stage(train=["inputs.image.*"]))
+    tree = config.model.model_dump()
+    tree["inputs"] = {
+        "image": {"encoder": {"kind": "clip", "arch": "RN50"}, "projector": {"kind": "linear"}},
+    }
+    model = MultimodalLM.from_config(type(config.model).model_validate(tree).tiny(), context)
+    freeze(model, resolve(config.stages[0], model.parts()), gradient_checkpointing=False)
+    encoder = model.inputs["image"].encoder
+    norms = [module for module in encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert norms
+    assert encoder.training
+    assert not any(norm.training for norm in norms)
+    assert all(norm.weight.requires_grad for norm in norms)
+
+
 def watch_of(config: RunConfig, model: MultimodalLM, *patterns: str) -> GradientWatch:
     parts = resolve(stage_of(config, train=list(patterns)), model.parts())
     freeze(model, parts, gradient_checkpointing=False)
