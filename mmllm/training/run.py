@@ -132,7 +132,10 @@ def _accelerator(config: RunConfig, folder: Path) -> Accelerator:
     check_trackers(config.trackers)
     # The precision is global in accelerate; an earlier run of this Python process must not decide it for this one.
     AcceleratorState._reset_state()
+    world = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = Accelerator(
+        # Without this accelerate forms no group of CPU processes, and each would train the whole run for itself.
+        cpu=world > 1 and not torch.accelerator.is_available(),
         mixed_precision="no" if config.precision == "fp32" else config.precision,
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")),

@@ -23,7 +23,7 @@ LAUNCH += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend",
 
 def launch(config: Path) -> subprocess.Popen[str]:
     # --multi_gpu is accelerate's name for torchrun; without a GPU it gives as many CPU processes.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [*LAUNCH, str(ROOT / "training" / "pretrain.py"), str(config)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
