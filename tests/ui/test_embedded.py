@@ -34,9 +34,6 @@ def test_every_example_is_answered(assistant: mmllm.Assistant, question: str) ->
     assert text_of(session.messages[-1]).strip()
 
 
-@pytest.mark.xfail(
-    reason="the weights that ship are a first run; their card says how far they are from the recipe's aim"
-)
 @pytest.mark.parametrize("question", EXPECTED)
 def test_the_examples_are_answered_rightly(assistant: mmllm.Assistant, question: str) -> None:
     session = ChatSession()
