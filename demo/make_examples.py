@@ -25,27 +25,20 @@ def picture(background: tuple[int, int, int], *items: Item) -> Scene:
     return Scene("canvas", 360, 240, background, ((0, 0, 360, 240),), items)
 
 
+# In the sizes that the scenes have (CANVAS_FRACTIONS): the assistant has seen no others.
 SHAPES = picture(
     (245, 235, 215),
-    shape("circle", "red", 84, 38, 40),
-    shape("star", "blue", 86, 234, 26),
-    shape("triangle", "green", 50, 168, 152),
-    shape("square", "purple", 48, 284, 160),
-    shape("circle", "orange", 28, 70, 176),
-)
-STARS = picture(
-    (25, 30, 70),
-    shape("star", "yellow", 86, 52, 60),
-    shape("star", "white", 52, 196, 34),
-    shape("star", "yellow", 50, 250, 142),
-    shape("circle", "white", 28, 158, 176),
+    shape("circle", "red", 49, 56, 52),
+    shape("star", "blue", 49, 252, 44),
+    shape("triangle", "green", 32, 176, 150),
+    shape("square", "purple", 32, 288, 164),
+    shape("circle", "orange", 18, 78, 172),
 )
 
 
 def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     render(SHAPES).save(FOLDER / "shapes.png", optimize=True)
-    render(STARS).save(FOLDER / "stars.png", optimize=True)
     render(sample_scene(random.Random(0), "scatter")).save(FOLDER / "boxes.png", optimize=True)
     sounds = {
         "beeps.wav": Sound("beeps", loudness="loud", count=3, pitch="high"),

@@ -7,8 +7,8 @@ from pathlib import Path
 
 EXAMPLES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("What is in the picture?", ("shapes.png",)),
-    ("Which picture has more stars?", ("shapes.png", "stars.png")),
-    ("Describe the sound.", ("bell_then_siren.wav",)),
+    ("Is there a star in the picture and a bell in the sound?", ("shapes.png", "bell_then_siren.wav")),
+    ("Which sound comes first?", ("bell_then_siren.wav",)),
     ("What can you do?", ()),
 )
 """Questions to click, each with the files in ``assets/examples`` that go with it."""

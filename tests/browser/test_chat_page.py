@@ -144,7 +144,7 @@ def test_who_has_to_wait_sees_the_queue(visit: Callable[..., Page]) -> None:
 def test_an_example_can_be_clicked_or_reached_by_keyboard(visit: Callable[..., Page]) -> None:
     page = visit()
     page.get_by_role("button", name="Select example 2").click()
-    expect(bot(page)).to_contain_text("You said Which picture has more stars? with 2 files.")
+    expect(bot(page)).to_contain_text("You said Is there a star in the picture and a bell in the sound? with 2 files.")
     page.get_by_role("button", name="New chat").click()
     page.get_by_role("button", name="Select example 4").focus()
     page.keyboard.press("Enter")

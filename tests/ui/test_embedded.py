@@ -10,9 +10,9 @@ from mmllm.chat.session import text_of
 from mmllm.ui.assets import EXAMPLES, example_files
 
 EXPECTED = {
-    "What is in the picture?": ("red", "circle"),
-    "Which picture has more stars?": ("second",),
-    "Describe the sound.": ("bell", "siren"),
+    "What is in the picture?": ("red circle", "blue star", "purple square"),
+    "Is there a star in the picture and a bell in the sound?": ("yes",),
+    "Which sound comes first?": ("bell",),
     "What can you do?": ("picture", "sound"),
 }
 
