@@ -65,6 +65,7 @@ class WordedScenes:
     def __init__(self, written: Written, rng: random.Random) -> None:
         self.written, self.rng = written, rng
         self._kinds = [kind for kind, sentences in written.readable.items() for _ in sentences]
+        self._distinct = {kind: len(dict(sentences)) for kind, sentences in written.readable.items()}
         self._pools: dict[str, list[tuple[Scene, Any, list[Exchange]]]] = {}
 
     def original(self) -> tuple[Scene, list[Exchange]]:
@@ -73,7 +74,12 @@ class WordedScenes:
         return scene, [(f"Is this true? {sentence}", "yes" if truth else "no")]
 
     def invented(self, count: int) -> tuple[Scene, list[Exchange]]:
-        """A new scene with ``count`` questions ``Is this true? …`` about it."""
+        """A new scene with ``count`` different questions ``Is this true? …`` about it, fewer if too few are known.
+
+        Raises ``ValueError`` when the grammar reads no sentence at all.
+        """
+        if not self._kinds:
+            raise ValueError("found no sentence that the grammar reads, expected NLVR's training sentences")
         while True:
             kind = self.rng.choice(self._kinds)
             if kind not in self._pools:
@@ -85,7 +91,7 @@ class WordedScenes:
                 scene, world, asked = pool[place]
                 if bool(test(world)) == wanted and all(question != earlier for earlier, _ in asked):
                     asked.append((question, "yes" if wanted else "no"))
-                    if len(asked) >= count:
+                    if len(asked) >= min(count, self._distinct[kind]):
                         pool[place] = self._fresh(kind)
                         return scene, asked
                     break
