@@ -18,6 +18,7 @@ import tarfile
 from collections import Counter
 from functools import lru_cache
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 from grammar_engine import Node, Weights, counted, generate, meaning, mutated, normal, parse, text, weighted
 from nlvr_pictures import read_picture
@@ -60,13 +61,15 @@ class Pool:
         return None
 
 
-_pools: dict[str, Pool] = {}
+# One pool for each generator, so that the generator alone decides what comes out.
+_pools: WeakKeyDictionary[random.Random, dict[str, Pool]] = WeakKeyDictionary()
 
 
 def _pool(kind: str, rng: random.Random) -> Pool:
-    if kind not in _pools:
-        _pools[kind] = Pool(kind, rng)
-    return _pools[kind]
+    pools = _pools.setdefault(rng, {})
+    if kind not in pools:
+        pools[kind] = Pool(kind, rng)
+    return pools[kind]
 
 
 def statement(scene: Scene, rng: random.Random) -> tuple[str, bool]:
