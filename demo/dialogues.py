@@ -234,6 +234,11 @@ def sum_question(rng: random.Random) -> Exchange:
     return rng.choice((f"Count to {n}.", f"Count to {NUMBERS[n]}.")), " ".join(str(i) for i in range(1, n + 1))
 
 
+def sums(rng: random.Random) -> list[Exchange]:
+    """Several different sums in a row."""
+    return list(dict(sum_question(rng) for _ in range(rng.randint(5, 10))).items())
+
+
 def number_word(rng: random.Random) -> Exchange:
     """Digits to words, words to digits."""
     n = rng.randint(0, 20)

@@ -40,7 +40,7 @@ from sounds import questions as sound_questions
 # What the procedural part of each file is made of: {file: {maker: samples at --size 1}}.
 AMOUNTS: dict[str, dict[str, int]] = {
     "pretrain": {"picture_captions": 7_000, "sound_captions": 2_000},
-    "instruct": {"picture": 26_000, "two_pictures": 3_000, "picture_sound": 2_000, "sound": 5_000, "text": 4_000},
+    "instruct": {"picture": 26_000, "two_pictures": 7_000, "picture_sound": 3_000, "sound": 5_000, "text": 4_000},
     "validation": {"picture": 120, "two_pictures": 20, "picture_sound": 20, "sound": 60, "text": 20},
     "test": {
         "test_picture": 900,
@@ -109,8 +109,7 @@ def picture(rng: random.Random, writer: Writer) -> Row:
 
 
 def two_pictures(rng: random.Random, writer: Writer) -> Row:
-    kinds = ("canvas", "canvas", "canvas", "scatter") if rng.random() < 0.8 else ("tower", "scatter", "canvas")
-    scenes = [sample_scene(rng, rng.choice(kinds)) for _ in range(2)]
+    scenes = text_worlds.two_scenes(rng)
     asked = joint_questions.two_picture_questions(scenes[0], scenes[1], rng, rng.randint(6, 9))
     media = [writer.image(render(scene)) for scene in scenes]
     return {"messages": conversation(media, [(question, reply) for _, question, reply in asked], rng)}
@@ -119,17 +118,7 @@ def two_pictures(rng: random.Random, writer: Writer) -> Row:
 def picture_sound(rng: random.Random, writer: Writer) -> Row:
     scene = sample_scene(rng, pick_kind(rng))
     sound, part = make_sound(writer, rng)
-    asked = joint_questions.picture_sound_questions(scene, sound, rng, rng.randint(3, 6))
-    exchanges = [(question, reply) for _, question, reply in asked]
-    exchanges += text_worlds.picture_exchanges(scene, rng, 2, statements=0.2) + text_worlds.sound_exchanges(
-        sound, rng, 2
-    )
-    exchanges = list(
-        dict(
-            exchange for exchange in exchanges if exchange[1] not in (dialogues.NO_PICTURE, dialogues.NO_SOUND)
-        ).items()
-    )
-    rng.shuffle(exchanges)
+    exchanges = text_worlds.scene_and_sound_exchanges(scene, sound, rng)
     media = [writer.image(render(scene)), part]
     rng.shuffle(media)
     return {"messages": conversation(media, exchanges, rng)}

@@ -22,6 +22,7 @@ from dialogues import (
     vary,
 )
 from drills import dense_drill, drill, thinned
+from joint_questions import picture_sound_questions, two_picture_questions
 from real_wordings import WordedScenes
 from scene_model import BOX_NAMES, SHAPES, Item, gap
 from scenes import Scene, describe, part_captions, questions, sample_scene, size_name, walls
@@ -174,6 +175,12 @@ def picture_exchanges(scene: Scene, rng: random.Random, count: int, statements: 
     return list(dict(exchanges).items())
 
 
+def two_scenes(rng: random.Random) -> tuple[Scene, Scene]:
+    """What two pictures in one question show: mostly canvases."""
+    kinds = ("canvas", "canvas", "canvas", "scatter") if rng.random() < 0.8 else ("tower", "scatter", "canvas")
+    return sample_scene(rng, rng.choice(kinds)), sample_scene(rng, rng.choice(kinds))
+
+
 def sound_exchanges(sound: Sound, rng: random.Random, count: int) -> list[Exchange]:
     """Up to `count` different questions about a sound with their answers."""
     exchanges = [
@@ -182,6 +189,16 @@ def sound_exchanges(sound: Sound, rng: random.Random, count: int) -> list[Exchan
     if rng.random() < 0.06:
         exchanges.append((rng.choice(DESCRIBE_PICTURE), NO_PICTURE))
         rng.shuffle(exchanges)
+    return list(dict(exchanges).items())
+
+
+def scene_and_sound_exchanges(scene: Scene, sound: Sound, rng: random.Random) -> list[Exchange]:
+    """Questions about a picture and a sound, some about both at once."""
+    asked = picture_sound_questions(scene, sound, rng, rng.randint(3, 6))
+    exchanges = [(question, reply) for _, question, reply in asked]
+    exchanges += picture_exchanges(scene, rng, 2, statements=0.2) + sound_exchanges(sound, rng, 2)
+    exchanges = [exchange for exchange in exchanges if exchange[1] not in (NO_PICTURE, NO_SOUND)]
+    rng.shuffle(exchanges)
     return list(dict(exchanges).items())
 
 
@@ -203,7 +220,7 @@ def as_context(scene: Scene, rng: random.Random, described: float = 0.15) -> str
     words = patch_words(scene, *fit_grid(scene.width, scene.height, 20, 100))
     if rng.random() < 0.85:
         words = [patch for patch in words if any(f" {shape}" in patch for shape in SHAPES)]
-    return PATCHES + "\n".join(words) + PATCHES
+    return PATCHES + "\n".join(words) + PATCHES + "\n"
 
 
 def scene_dialogue(rng: random.Random, ease: float = 0.0, worded: WordedScenes | None = None) -> list[Message]:
@@ -227,10 +244,25 @@ def scene_dialogue(rng: random.Random, ease: float = 0.0, worded: WordedScenes |
     return with_context(as_context(scene, rng), exchanges, rng)
 
 
+def joint_dialogue(rng: random.Random, ease: float = 0.0) -> list[Message]:
+    """Two scenes, or a scene and a sound, in words, and questions about both; `ease` as in `scene_dialogue`."""
+    first, second = two_scenes(rng)
+    if rng.random() < ease:
+        first, second = (thinned(scene, rng, 1 + round(7 * (1 - ease))) for scene in (first, second))
+    if rng.random() < 0.75:
+        contexts = [as_context(scene, rng, 0.0) for scene in (first, second)]
+        asked = two_picture_questions(first, second, rng, rng.randint(8, 14))
+        return with_context("".join(contexts), [(question, reply) for _, question, reply in asked], rng)
+    sound = sample_sound(numpy_rng(rng))
+    contexts = [as_context(first, rng), describe_sound(sound) + "\n"]
+    rng.shuffle(contexts)
+    return with_context("".join(contexts), scene_and_sound_exchanges(first, sound, rng), rng)
+
+
 def drill_dialogue(rng: random.Random, ease: float) -> list[Message]:
     """A drill, its items as patches or as plain words."""
     items, exchanges = rng.choice((drill, dense_drill, dense_drill))(rng, 6 + round(8 * (1 - ease)))
-    context = PATCHES + "\n".join(items) + PATCHES if rng.random() < 0.6 else f"Items: {', '.join(items)}\n"
+    context = PATCHES + "\n".join(items) + PATCHES + "\n" if rng.random() < 0.6 else f"Items: {', '.join(items)}\n"
     return with_context(context, exchanges, rng)
 
 
@@ -276,6 +308,9 @@ def probe_questions(rng: random.Random, scenes: int) -> list[tuple[str, list[Mes
         for _ in range(4 * (scene.kind != "canvas")):
             told, exchanges = scene_and_statement(rng, scene.kind)
             ask(f"{scene.kind}/statement", as_context(told, rng, 0.0), *exchanges[0])
+        pair = sample_scene(rng, "canvas"), sample_scene(rng, "canvas")
+        for kind, question, reply in two_picture_questions(*pair, rng, 2):
+            ask(kind, "".join(as_context(one, rng, 0.0) for one in pair), question, reply)
         sound = sample_sound(numpy_rng(rng))
         for kind, question, reply in sound_questions(sound, numpy_rng(rng), 2):
             ask(f"sound/{kind}", describe_sound(sound) + "\n", question, reply)

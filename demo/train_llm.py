@@ -39,11 +39,15 @@ def make_sample(rng: random.Random, worded: WordedScenes | None, ease: float = 0
     if rng.random() < 0.05 + 2 * ease**2:
         return text_worlds.drill_dialogue(rng, ease)
     roll = rng.random()
-    if roll < 0.62:
+    if roll < 0.55:
         return text_worlds.scene_dialogue(rng, ease, worded)
-    if roll < 0.74:
+    if roll < 0.68:
+        return text_worlds.joint_dialogue(rng, ease)
+    if roll < 0.75:
         return text_worlds.sound_dialogue(rng)
-    if roll < 0.79:
+    if roll < 0.78:
+        return dialogues.to_messages(dialogues.sums(rng), rng)
+    if roll < 0.82:
         return text_worlds.question_without_media(rng, worded.written.sentences if worded else [])
     return dialogues.to_messages(dialogues.small_talk(rng), rng)
 

@@ -97,8 +97,7 @@ def test_held_out_phrasings_are_never_trained_on() -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_sums_are_right(seed: int) -> None:
     rng = random.Random(seed)
-    for _ in range(200):
-        question, answer = dialogues.sum_question(rng)
+    for question, answer in (exchange for _ in range(30) for exchange in dialogues.sums(rng)):
         numbers = [int(number) for number in "".join(c if c.isdigit() else " " for c in question).split()]
         if "plus" in question or "+" in question:
             assert int(answer) == sum(numbers)
@@ -137,6 +136,19 @@ def test_dense_drills_tell_the_truth() -> None:
                 assert all(any(item.endswith(f"{color} {shape}") for item in items) for shape, color in told)
             if question.startswith("What follows"):
                 assert all(part in " ".join(items) for part in answer.split(", "))
+
+
+@pytest.mark.parametrize("ease", [0.0, 1.0])
+def test_dialogues_about_two_things_show_both_before_they_ask(ease: float) -> None:
+    contexts = set()
+    for seed in range(60):
+        messages = [m for m in text_worlds.joint_dialogue(random.Random(seed), ease) if m["role"] != "system"]
+        assert [m["role"] for m in messages] == ["user", "assistant"] * (len(messages) // 2)
+        parts = messages[0]["content"].split(text_worlds.PATCHES)
+        pictures = len(parts) // 2
+        assert pictures < 2 or parts[2] == "\n"  # between two pictures, as between real ones
+        contexts.add(pictures)
+    assert contexts >= {1, 2}
 
 
 def test_thinned_scenes_keep_towers_standing() -> None:
