@@ -21,7 +21,7 @@ from dialogues import (
     to_messages,
     vary,
 )
-from drills import dense_drill, drill, thinned
+from drills import dense_drill, drill, tally, thinned
 from joint_questions import picture_sound_questions, two_picture_questions
 from real_wordings import WordedScenes
 from scene_model import BOX_NAMES, SHAPES, Item, gap
@@ -238,7 +238,9 @@ def scene_dialogue(rng: random.Random, ease: float = 0.0, worded: WordedScenes |
         scene, exchanges = scene_and_statement(rng, kind)
     exchanges += picture_exchanges(scene, rng, rng.randint(10, 18), statements=0.5 * (1 - ease))
     if rng.random() < 0.5:
-        exchanges = list(dict(part_exchanges(scene, rng, rng.randint(2, 6)) + exchanges).items())
+        exchanges = part_exchanges(scene, rng, rng.randint(2, 6)) + exchanges
+    tallies = [tally([scene], rng) for _ in range(rng.randint(0, 3))]
+    exchanges = list(dict(tallies + exchanges).items())
     if rng.random() < 0.05:
         exchanges += small_talk(rng)
     return with_context(as_context(scene, rng), exchanges, rng)
@@ -252,7 +254,9 @@ def joint_dialogue(rng: random.Random, ease: float = 0.0) -> list[Message]:
     if rng.random() < 0.75:
         contexts = [as_context(scene, rng, 0.0) for scene in (first, second)]
         asked = two_picture_questions(first, second, rng, rng.randint(8, 14))
-        return with_context("".join(contexts), [(question, reply) for _, question, reply in asked], rng)
+        exchanges = [tally([first, second], rng) for _ in range(rng.randint(0, 3))]
+        exchanges += [(question, reply) for _, question, reply in asked]
+        return with_context("".join(contexts), list(dict(exchanges).items()), rng)
     sound = sample_sound(numpy_rng(rng))
     contexts = [as_context(first, rng), describe_sound(sound) + "\n"]
     rng.shuffle(contexts)

@@ -166,6 +166,17 @@ def scene(*items: tuple[str, str]) -> Scene:
     return Scene("canvas", 300, 100, (255, 255, 255), ((0, 0, 300, 100),), drawn)
 
 
+def test_tallies_count_every_word_in_every_part() -> None:
+    first, second = scene(("red", "circle"), ("red", "star")), scene(("blue", "star"))
+    for seed in range(100):
+        request, answer = drills.tally([first, second], random.Random(seed))
+        counts = {word: numbers for word, *numbers in (part.split() for part in answer.split(", "))}
+        parts = {"Count in the first:": [0], "Count in the second:": [1]}.get(request.rpartition(":")[0] + ":", [0, 1])
+        truth = {"red": ("two", "zero"), "star": ("one", "one"), "circle": ("one", "zero"), "blue": ("zero", "one")}
+        for word, numbers in counts.items():
+            assert numbers == [truth.get(word, ("zero", "zero"))[part] for part in parts]
+
+
 def test_questions_about_two_pictures_have_exact_answers() -> None:
     first, second = (
         scene(("red", "circle"), ("red", "star")),
