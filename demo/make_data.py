@@ -29,6 +29,7 @@ import dialogues
 import joint_questions
 import text_worlds
 from dialogues import Exchange
+from drills import tally
 from real_sets import SHARD, Part, Row, Writer, conversation, nlvr_rows, sound_rows
 from real_wordings import WordedScenes, read_written
 from scene_model import Scene
@@ -81,7 +82,7 @@ def make_sound(writer: Writer, rng: random.Random) -> tuple[Sound, Part]:
 
 def picture_captions(rng: random.Random, writer: Writer) -> Row:
     scene = sample_scene(rng, pick_kind(rng))
-    exchanges = text_worlds.part_exchanges(scene, rng, 7)
+    exchanges = [*text_worlds.part_exchanges(scene, rng, 6), tally([scene], rng)]
     if rng.random() < 0.5:
         exchanges.append(described(scene, rng))
     else:
@@ -99,7 +100,8 @@ def sound_captions(rng: random.Random, writer: Writer) -> Row:
 
 def picture(rng: random.Random, writer: Writer) -> Row:
     scene, exchanges = text_worlds.scene_and_statement(rng, pick_kind(rng))
-    exchanges += text_worlds.picture_exchanges(scene, rng, rng.randint(10, 14))
+    exchanges += text_worlds.picture_exchanges(scene, rng, rng.randint(9, 13))
+    exchanges += [tally([scene], rng) for _ in range(rng.randint(0, 2))]
     rng.shuffle(exchanges)
     if rng.random() < 0.12:
         exchanges.insert(rng.randint(0, 2), described(scene, rng))
@@ -111,8 +113,9 @@ def picture(rng: random.Random, writer: Writer) -> Row:
 def two_pictures(rng: random.Random, writer: Writer) -> Row:
     scenes = text_worlds.two_scenes(rng)
     asked = joint_questions.two_picture_questions(scenes[0], scenes[1], rng, rng.randint(6, 9))
-    media = [writer.image(render(scene)) for scene in scenes]
-    return {"messages": conversation(media, [(question, reply) for _, question, reply in asked], rng)}
+    exchanges = [tally(scenes, rng)] + [(question, reply) for _, question, reply in asked]
+    rng.shuffle(exchanges)
+    return {"messages": conversation([writer.image(render(scene)) for scene in scenes], exchanges, rng)}
 
 
 def picture_sound(rng: random.Random, writer: Writer) -> Row:
@@ -148,7 +151,8 @@ def worded_rows(nlvr: Path, output: Path, rng: random.Random, count: int) -> lis
 def text(rng: random.Random, writer: Writer) -> Row:
     if rng.random() < 0.3:
         return {"messages": text_worlds.question_without_media(rng, [])}
-    return {"messages": dialogues.to_messages(dialogues.small_talk(rng), rng)}
+    talk = dialogues.sums(rng) if rng.random() < 0.2 else dialogues.small_talk(rng)
+    return {"messages": dialogues.to_messages(talk, rng)}
 
 
 # --- one test sample: a single question with its type ------------------------------------------------------------------
