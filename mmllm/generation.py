@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,8 +30,17 @@ class Decoding:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise MmllmError(f"{self}: max_new_tokens is at least 1, temperature at least 0, top_p in (0, 1]")
+        wrong = []
+        if self.max_new_tokens < 1:
+            wrong.append(f"the longest answer must have at least 1 token (max_new_tokens), not {self.max_new_tokens}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            wrong.append(f"the temperature must be 0 or more, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            wrong.append(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            wrong.append(f"the seed must be a whole number from 0 to 2**63 - 1, not {self.seed}")
+        if wrong:
+            raise MmllmError("; ".join(wrong))
 
 
 @torch.inference_mode()
@@ -54,7 +64,7 @@ def decode(
     room = context_length(model) - width
     if room < 1:
         raise MmllmError(
-            f"the conversation has {width} tokens, the backbone reads at most {width + room - 1}; start a new chat or send less"
+            f"the conversation has {width} tokens, the model reads at most {width + room - 1}; start a new chat or send less"
         )
     ends = stop_ids(model, processor)
     generator = None if decoding.seed is None else torch.Generator(device).manual_seed(decoding.seed)

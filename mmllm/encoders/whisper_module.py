@@ -46,8 +46,8 @@ class WhisperPreprocessor:
             raise MediaError(f"found samples of shape {media.shape}, expected mono with at least one sample")
         if len(media) > self.max_seconds * RATE:
             raise MediaError(
-                f"found {len(media) / RATE:.1f} s of sound, expected at most {self.max_seconds:g} s; "
-                "cut it, or raise `max_seconds` of the whisper encoder"
+                f"the sound lasts {len(media) / RATE:.1f} seconds, this model takes at most {self.max_seconds:g}; "
+                "cut it (or train with a larger `max_seconds` of the whisper encoder)"
             )
         window = self.positions * SAMPLES_PER_FEATURE
         windows = [media[start : start + window] for start in range(0, len(media), window)]

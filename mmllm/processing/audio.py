@@ -116,7 +116,7 @@ def _refused_name(data: bytes) -> str:
         return "M4A or MP4"
     if data[:1] == b"\xff" and len(data) > 1 and data[1] & 0xF6 == 0xF0:
         return "AAC"
-    return f"a file that starts with {data[:8]!r}"
+    return "a file of another kind"
 
 
 def _check_chunks(data: bytes, layout: str, wanted: bytes) -> None:

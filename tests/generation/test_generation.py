@@ -105,6 +105,35 @@ def test_stop_ends_within_one_token(assistant: Assistant) -> None:
     assert produced == 3
 
 
+def test_stop_ends_a_streamed_reply_within_one_token(assistant: Assistant) -> None:
+    whole = assistant.chat(chats()[0], max_new_tokens=500)
+    stop = threading.Event()
+    reply = assistant.chat(chats()[0], True, max_new_tokens=500, stop=stop)
+    first = next(reply)
+    stop.set()
+    rest = "".join(reply)
+    assert whole.startswith(first + rest)
+    assert len(assistant.processor.tokenizer(first + rest)["input_ids"]) < 10
+    assert len(whole) > 10 * len(first + rest)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"max_new_tokens": 0}, "at least 1 token"),
+        ({"temperature": float("nan")}, "temperature must be 0 or more"),
+        ({"temperature": float("inf")}, "temperature must be 0 or more"),
+        ({"top_p": float("nan")}, "top_p must be above 0"),
+        ({"seed": 2**70}, "seed must be a whole number"),
+        ({"seed": -1}, "seed must be a whole number"),
+    ],
+)
+def test_decoding_that_cannot_be_is_told_in_words(wrong: dict[str, float], reason: str) -> None:
+    with pytest.raises(MmllmError, match=reason) as error:
+        Decoding(**wrong)
+    assert "Decoding(" not in str(error.value)
+
+
 def test_a_seed_repeats_and_other_seeds_differ(assistant: Assistant) -> None:
     def reply(seed: int) -> str:
         return assistant.chat(chats()[0], max_new_tokens=20, temperature=1.5, seed=seed)

@@ -274,13 +274,13 @@ def test_highly_compressed_sounds_take_bounded_memory() -> None:
         (b"\xff\xf1\x50\x80" + bytes(90), "AAC"),
         (b"MThd" + bytes(90), "MIDI"),
         (b"<html>", "HTML"),
-        (b"some text", "starts with"),
-        (b"RIFF\x24\0\0\0WEBPVP8 ", "starts with"),
-        (b"RIFF\x24\0\0\0AVI LIST", "starts with"),
-        (b"\x93NUMPY\1\0", "starts with"),
-        (bytes(1000), "starts with"),
+        (b"some text", "another kind"),
+        (b"RIFF\x24\0\0\0WEBPVP8 ", "another kind"),
+        (b"RIFF\x24\0\0\0AVI LIST", "another kind"),
+        (b"\x93NUMPY\1\0", "another kind"),
+        (bytes(1000), "another kind"),
         (b"OggS" + bytes(1000), "cannot be decoded"),
-        (b"\xff\xfb", "starts with"),
+        (b"\xff\xfb", "another kind"),
     ],
 )
 def test_other_formats_are_refused_by_name_with_the_ones_that_work(data: bytes, found: str) -> None:
@@ -292,7 +292,7 @@ def test_other_formats_are_refused_by_name_with_the_ones_that_work(data: bytes, 
 def test_containers_that_were_not_asked_for_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     matlab = encoded(tone(16_000), 16_000, "MAT5", "PCM_16")
     monkeypatch.setattr("mmllm.processing.audio._Stream", None)
-    with pytest.raises(MediaError, match="starts with"):
+    with pytest.raises(MediaError, match="another kind"):
         decode_audio(matlab, 16_000, LIMITS)
 
 
