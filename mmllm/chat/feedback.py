@@ -9,6 +9,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from mmllm.errors import MmllmError
+
+Rating = Literal["up", "down", "withdrawn"]
+"""``withdrawn``: the thumb given before was taken back."""
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
@@ -27,7 +31,7 @@ class Feedback:
 
     conversation: str
     message: int
-    rating: Literal["up", "down"]
+    rating: Rating
     question: str
     answer: str
     comment: str = ""
@@ -44,7 +48,15 @@ class FeedbackLog:
     def __init__(self, path: Path) -> None:
         self.path = path
 
+    def check(self) -> None:
+        """Raises ``MmllmError`` when the file cannot be written; makes nothing."""
+        place = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        usable = place.is_file() if place == self.path else place.is_dir()
+        if not usable or not os.access(place, os.W_OK):
+            raise MmllmError(f"{self.path}: feedback cannot be written there; choose another file with --feedback")
+
     def add(self, feedback: Feedback) -> None:
+        """Raises ``OSError`` when the file cannot be written."""
         record = {key: _inert(value) if isinstance(value, str) else value for key, value in asdict(feedback).items()}
         line = json.dumps(record, ensure_ascii=True) + "\n"
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from mmllm.chat.feedback import Feedback
+from mmllm.chat.feedback import Feedback, Rating
 from mmllm.errors import DataError
 
 # The file endings offered for each modality. They only sort files into content parts; whether the bytes really are a
@@ -67,9 +67,17 @@ class ChatSession:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     messages: list[dict[str, Any]] = field(default_factory=list)
     system_prompt: str = ""
-    answering: bool = False
-    rated: tuple[int, Literal["up", "down"]] | None = None
+    rated: tuple[int, Rating] | None = None
+    idle: threading.Event = field(default_factory=threading.Event)
     _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self.idle.set()
+
+    @property
+    def answering(self) -> bool:
+        """Whether a reply is running: ``idle`` is not set."""
+        return not self.idle.is_set()
 
     def add_user(
         self, text: str, files: Sequence[str | Path] = (), modalities: Sequence[str] = tuple(SUFFIXES)
@@ -80,8 +88,10 @@ class ChatSession:
         user turn waits for its reply; the history is unchanged then.
         """
         if self.answering or self.waiting:
-            raise DataError("The last message is still being answered: wait, or press Stop.")
-        parts: list[dict[str, Any]] = [_media_part(Path(path), modalities) for path in files]
+            raise DataError(
+                "Not sent: the last message was still being answered. Send it after the answer, or press Stop."
+            )
+        parts: list[dict[str, Any]] = [media_part(Path(path), modalities) for path in files]
         if text.strip():
             parts.append({"type": "text", "text": text.strip()})
         if not parts:
@@ -98,7 +108,7 @@ class ChatSession:
         """Answer the last user turn; yields the whole answer so far after each piece of text.
 
         Ends early after ``stop()``, also when ``stop()`` came between the user turn and this call. However it ends, the
-        model is told to stop. If it fails before its first piece, the history is as it was before.
+        model is told to stop. If it fails or is given up before its first piece, the history is as it was before.
         Raises ``DataError`` when there is nothing to answer or the assistant does not take one of the files, and whatever
         the assistant raises.
         """
@@ -106,9 +116,9 @@ class ChatSession:
             raise DataError("There is no question to answer yet.")
         modalities = known_modalities(assistant)
         for path in self.files():
-            _media_part(path, modalities)
+            media_part(path, modalities)
         stop = self._stop
-        self.answering = True
+        self.idle.clear()
         asked = self.request()
         part = {"type": "text", "text": ""}
         answer = {"role": "assistant", "content": [part]}
@@ -121,13 +131,13 @@ class ChatSession:
                 yield part["text"]
                 if stop.is_set():
                     return
-        except Exception:
+        except BaseException:
             if not part["text"] and self.messages and self.messages[-1] is answer:
                 self.messages.pop()
             raise
         finally:
             stop.set()
-            self.answering = False
+            self.idle.set()
 
     def request(self) -> list[dict[str, Any]]:
         """The messages as the assistant gets them: the system prompt, if any, then the conversation."""
@@ -147,6 +157,8 @@ class ChatSession:
         if position < 0:
             raise DataError("There is nothing to answer again yet.")
         del self.messages[position + 1 :]
+        if self.rated is not None and self.rated[0] > position:
+            self.rated = None
         self._stop = threading.Event()
 
     def undo(self, index: int | None = None) -> tuple[str, list[str]]:
@@ -178,7 +190,7 @@ class ChatSession:
         self.rated = None
 
     def feedback(self, comment: str = "") -> Feedback:
-        """The judgement ``rated``, which is (index of the answer, "up" or "down"), with the words of that exchange."""
+        """The judgement ``rated``, which is (index of the answer, rating), with the words of that exchange."""
         if self.rated is None or not 0 < self.rated[0] < len(self.messages):
             raise DataError("Rate an answer first.")
         index, rating = self.rated
@@ -221,7 +233,9 @@ def file_types(modalities: Sequence[str]) -> list[str]:
     return [suffix for modality in modalities for suffix in SUFFIXES[modality]]
 
 
-def _media_part(path: Path, modalities: Sequence[str]) -> dict[str, str]:
+def media_part(path: Path, modalities: Sequence[str]) -> dict[str, str]:
+    """The content part for the file at ``path``. Raises ``DataError`` when its ending is of none of ``modalities``."""
+    modalities = [modality for modality in modalities if modality in SUFFIXES]
     for modality in modalities:
         if path.suffix.lower() in SUFFIXES[modality]:
             return {"type": modality, "path": str(path)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -21,19 +22,26 @@ MODEL_FILES = ("config.yaml", "manifest.json")
 def find_models(folder: Path, depth: int = 3) -> list[Path]:
     """Model folders in ``folder``, itself included, at most ``depth`` levels down, sorted.
 
-    Raises ``CheckpointError`` when there is none.
+    Folders that may not be read are passed over. Raises ``CheckpointError`` when there is no model folder.
     """
     found: list[Path] = []
     level = [folder.expanduser()]
     if not level[0].is_dir():
         raise CheckpointError(f"{folder}: there is no such folder; give the folder of a trained model")
     for _ in range(depth + 1):
-        found += [path for path in level if all((path / name).is_file() for name in MODEL_FILES)]
-        children = [child for path in level for child in path.iterdir()]
-        level = [child for child in children if child.is_dir() and not child.name.startswith(".")]
+        found += [path for path in level if all(os.path.isfile(path / name) for name in MODEL_FILES)]
+        level = [child for path in level for child in _subfolders(path)]
     if not found:
         raise CheckpointError(f"{folder}: no trained model here; a model's folder holds {' and '.join(MODEL_FILES)}")
     return sorted(found)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    # os.path's questions answer "no" where pathlib's raise: in a folder that may be listed but not entered.
+    try:
+        return [path for path in folder.iterdir() if os.path.isdir(path) and not path.name.startswith(".")]
+    except PermissionError:
+        return []
 
 
 class ModelShelf:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import stat
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ from chat.fake import FakeAssistant
 
 from mmllm.chat.feedback import Feedback, FeedbackLog, default_path
 from mmllm.chat.session import ChatSession, Sampling
-from mmllm.errors import DataError
+from mmllm.errors import DataError, MmllmError
 
 
 def records(path: Path) -> list[dict[str, object]]:
@@ -71,6 +70,11 @@ def test_the_file_lies_in_the_users_data_folder(monkeypatch: pytest.MonkeyPatch,
     assert default_path() == tmp_path / "mmllm" / "feedback.jsonl"
 
 
-def test_no_field_could_hold_an_address_or_media() -> None:
-    fields = asdict(Feedback("id", 1, "up", "q", "a"))
-    assert list(fields) == ["conversation", "message", "rating", "question", "answer", "comment", "time"]
+def test_a_place_that_cannot_be_written_is_told_before_anything_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "feedback.jsonl", tmp_path):
+        with pytest.raises(MmllmError, match="choose another file with --feedback"):
+            FeedbackLog(path).check()
+    for path in (tmp_path / "file", tmp_path / "new" / "deep" / "feedback.jsonl"):
+        FeedbackLog(path).check()
+    assert not (tmp_path / "new").exists()

@@ -4,7 +4,9 @@ import itertools
 import json
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chat.fake import FakeAssistant
@@ -146,6 +148,44 @@ def test_an_error_before_the_first_word_leaves_the_question_to_be_taken_back(tmp
     assert str(tmp_path) not in reason
     assert session.undo() == ("what is it?", [str(broken)])
     assert session.messages == []
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, GeneratorExit])
+def test_an_answer_given_up_before_its_first_word_leaves_no_empty_turn(end: type[BaseException]) -> None:
+    class Interrupted(FakeAssistant):
+        def _words(self, messages: Sequence[Any], stop: threading.Event) -> Iterator[str]:
+            raise end
+
+    session = ChatSession()
+    session.add_user("one")
+    with pytest.raises(end):
+        answer(session, Interrupted())
+    assert session.waiting
+    assert not session.answering
+    assert session.undo() == ("one", [])
+
+
+def test_who_asks_can_wait_for_the_end_of_the_running_reply() -> None:
+    session = ChatSession()
+    session.add_user("one")
+    reply = session.reply(FakeAssistant(), GREEDY)
+    next(reply)
+    assert not session.idle.wait(0)
+    threading.Timer(0.1, lambda: list(reply)).start()
+    assert session.idle.wait(30)
+    session.add_user("two")
+
+
+def test_a_rating_goes_with_its_answer() -> None:
+    session = ChatSession()
+    for text in ("one", "two"):
+        session.add_user(text)
+        answer(session, FakeAssistant())
+    session.rated = (1, "up")
+    session.undo()
+    assert session.rated == (1, "up")
+    session.retry()
+    assert session.rated is None
 
 
 def test_retry_answers_the_same_question_again() -> None:
