@@ -1,11 +1,63 @@
-// Names the message box for screen readers, and draws this tab's key, which outlives a reload but not the tab.
-() => {
-  document.querySelector("#box textarea")?.setAttribute("aria-label", "Message");
+// What the page does by itself in the browser. Answers with this tab's key, which outlives a reload but not the tab.
+async () => {
+  const inside = (event, selector) => event.target instanceof Element && event.target.closest(selector);
+  const box = () => document.querySelector("#box textarea");
+  box()?.setAttribute("aria-label", "Message");
+
+  // A message is not sent without the sound that is being recorded or the file that is on its way.
+  const note = document.createElement("p");
+  note.id = "hold";
+  note.setAttribute("role", "status");
+  document.querySelector("#box")?.append(note);
+  const hold = (event) => {
+    const recording = document.querySelector("#box :is([aria-label='Stop recording'], [aria-label='Attach audio'])");
+    const uploading = document.querySelector("#box .loader");
+    const first = recording ? "Stop and attach the recording first, or clear it." : "The file is still on its way.";
+    note.textContent = recording || uploading ? first : "";
+    if (recording || uploading) {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+    }
+  };
+  const enter = (event) => event.key === "Enter" && !event.shiftKey && inside(event, "#box textarea") && hold(event);
+  document.addEventListener("keydown", enter, true);
+  document.addEventListener("keypress", enter, true);
+  document.addEventListener("click", (event) => inside(event, "#box .submit-button") && hold(event), true);
+
+  // When the button that has the focus goes away (an example, Retry, Undo), the focus goes to the message box.
+  let focused = null;
+  document.addEventListener("focusin", (event) => (focused = event.target));
+  new MutationObserver(() => {
+    if (focused && !focused.isConnected && document.activeElement === document.body) {
+      focused = null;
+      // Not under a finger: the keyboard would cover the answer.
+      if (!matchMedia("(pointer: coarse)").matches) box()?.focus({ preventScroll: true });
+    }
+  }).observe(document.body, { childList: true, subtree: true });
+
+  // Files can be dropped on the conversation too.
+  document.addEventListener("dragover", (event) => inside(event, "#chat") && event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    if (!inside(event, "#chat") || !event.dataTransfer?.files.length) return;
+    event.preventDefault();
+    const dropped = new DragEvent("drop", { dataTransfer: event.dataTransfer, cancelable: true });
+    document.querySelector("#box .full-container")?.dispatchEvent(dropped);
+  });
+
+  // A tab holds a lock named after its key while it lives. A copy of the tab has the same key in its storage, finds the
+  // lock taken and draws another key. A page that is loaded again may have to wait a moment for its own last loading.
+  const held = (name) =>
+    new Promise((resolve) => {
+      if (!navigator.locks) return resolve(true);
+      const live = () => { resolve(true); return new Promise(() => {}); };
+      navigator.locks.request("mmllm-chat " + name, { signal: AbortSignal.timeout(500) }, live).catch(() => resolve(false));
+    });
   let key = sessionStorage.getItem("mmllm-chat");
-  if (!key) {
+  if (!key || !(await held(key))) {
     const bytes = crypto.getRandomValues(new Uint8Array(16));
     key = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
     sessionStorage.setItem("mmllm-chat", key);
+    held(key);
   }
   return key;
 }

@@ -23,21 +23,26 @@ class SessionStore:
         self._lock = threading.Lock()
         self._by_key: OrderedDict[str, ChatSession] = OrderedDict()
         self._by_page: OrderedDict[str, ChatSession] = OrderedDict()
+        self._asked: set[str] = set()
 
     def of_page(self, page: str) -> ChatSession:
-        """The conversation of the page with the id ``page``; a new one at its first request."""
+        """The conversation of the page with the id ``page``, which asks something; a new one at its first request."""
         with self._lock:
             session = self._by_page.setdefault(page, ChatSession())
             self._newest(self._by_page, page)
+            self._asked = (self._asked | {page}) & self._by_page.keys()
             return session
 
-    def open(self, key: str, page: str) -> tuple[ChatSession, bool]:
-        """The conversation of the tab with ``key``, from now on also that of ``page``, and whether the page had begun
-        one of its own before. If it had, that one takes the place of the tab's."""
+    def asked(self, page: str) -> bool:
+        """Whether the page has asked anything before it knew its conversation."""
+        return page in self._asked
+
+    def open(self, key: str, page: str) -> ChatSession:
+        """The conversation of the tab with ``key``, from now on also that of ``page``. If the page has begun one of its
+        own before, that one takes the place of the tab's."""
         with self._lock:
-            begun = page in self._by_page
             kept = len(key) >= MIN_KEY_LENGTH
-            if not begun:
+            if page not in self._by_page:
                 self._by_page[page] = (self._by_key.get(key) if kept else None) or ChatSession()
             session = self._by_page[page]
             self._newest(self._by_page, page)
@@ -45,7 +50,7 @@ class SessionStore:
                 self._by_key[key] = session
                 for forgotten in self._newest(self._by_key, key):
                     forgotten.stop()
-            return session, begun
+            return session
 
     def _newest(self, sessions: OrderedDict[str, ChatSession], name: str) -> list[ChatSession]:
         """Mark ``name`` as the one used last; returns those that had to go."""

@@ -1,4 +1,4 @@
-"""The chat page in the browser. gradio is imported when a page is built, in ``mmllm.ui.page`` and nowhere else."""
+"""The chat page in the browser. gradio is imported when a page is built, in ``page`` and ``layout`` and nowhere else."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ def launch(
     ``model`` is ``"embedded"`` or a model folder; ``models_dir`` holds more model folders to choose from; ``port`` None
     takes the first free one from 7860; ``feedback`` is the file for thumbs up and down (``default_path()`` if None).
     The page is up at once; the model loads in the background. Raises ``MmllmError`` when gradio is not installed, a
-    model folder does not exist, or the port is taken.
+    model folder does not exist, the feedback file cannot be written, or the port is taken or none.
     """
+    if port is not None and not 1 <= port <= 65535:
+        raise MmllmError(f"port {port}: there is no such port; choose one from 1 to 65535")
     try:
         from mmllm.ui.serve import serve
     except ModuleNotFoundError as error:
@@ -36,6 +38,7 @@ def launch(
     found = [str(folder.resolve()) for folder in find_models(Path(models_dir))] if models_dir is not None else []
     first = model if model == EMBEDDED else _folder(model)
     log = FeedbackLog(Path(feedback) if feedback else default_path())
+    log.check()
     names = list(dict.fromkeys([first, EMBEDDED, *found]))
     serve(ModelShelf(_load), names, log, port, open_browser=open_browser)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import signal
+import threading
 from typing import TYPE_CHECKING
 
 from mmllm.chat.feedback import FeedbackLog
@@ -11,7 +12,9 @@ from mmllm.chat.shelf import ModelShelf
 from mmllm.errors import MmllmError
 from mmllm.ui.assets import asset
 from mmllm.ui.guard import LocalOnly
-from mmllm.ui.page import build_demo, theme
+from mmllm.ui.layout import theme
+from mmllm.ui.page import build_demo
+from mmllm.ui.uploads import Uploads
 
 if TYPE_CHECKING:
     from gradio import Blocks
@@ -30,9 +33,10 @@ def serve(
     block: bool = True,
 ) -> Blocks:
     """Serve the page for the models called ``names``; the first starts loading. Returns at once if not ``block``."""
-    # Uploads live in a folder of this run that only this user can open; it goes away with the process.
-    uploads = tempfile.TemporaryDirectory(prefix="mmllm-demo-", ignore_cleanup_errors=True)
-    os.environ["GRADIO_TEMP_DIR"] = uploads.name
+    if block:
+        _end_on_signals()
+    uploads = Uploads()
+    os.environ["GRADIO_TEMP_DIR"] = str(uploads.path)
     demo = build_demo(shelf, names, log)
     demo.uploads = uploads
     try:
@@ -58,5 +62,20 @@ def serve(
     shelf.warm(names[0])  # only now: reading a model would slow the page down
     if block:
         print(f"mmllm chat is open at {demo.local_url} (Ctrl-C ends it)", flush=True)
-        demo.block_thread()
+        try:
+            demo.block_thread()
+        finally:
+            uploads.close()
     return demo
+
+
+def _end_on_signals() -> None:
+    """Let a closed terminal or a service manager end the process as Ctrl-C does: with its files cleaned up."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():  # Python allows handlers there only
+        for number in [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]:
+            if signal.getsignal(number) == signal.SIG_DFL:  # not where nohup has it ignored
+                signal.signal(number, end)

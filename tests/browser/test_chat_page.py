@@ -12,18 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import ON_CI, needed
 from PIL import Image
 
-pytest.importorskip("gradio")
-playwright_api = pytest.importorskip("playwright.sync_api")
+needed("gradio")
+playwright_api = needed("playwright.sync_api")
 
 from playwright.sync_api import BrowserContext, Page, Request, expect
 from ui.server import Server, running
 
+from mmllm.chat.session import ChatSession
 from mmllm.chat.store import SessionStore
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None and not ON_CI, reason="Chromium is not installed"),
+]
 WAIT = 120_000  # milliseconds; a busy machine takes its time, a free one never waits this long
 
 
@@ -41,6 +46,7 @@ def context() -> Iterator[BrowserContext]:
     """One browser for all tests, so that it keeps the page's scripts; each tab has a conversation of its own."""
     with playwright_api.sync_playwright() as playwright:
         arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        arguments += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         context = browser.new_context(accept_downloads=True)
         context.set_default_timeout(WAIT)
@@ -166,10 +172,12 @@ def test_a_question_asked_while_the_page_still_loads_is_answered(
     monkeypatch.setattr(SessionStore, "open", slow)
     page = context.new_page()
     page.goto(server.url)
-    page.get_by_role("button", name="Select example 4").click()
-    expect(bot(page)).to_contain_text("You said What can you do? with 0 files.")
+    say(page, "long")
+    expect(bot(page)).to_contain_text("word5")
     page.wait_for_timeout(2000)
-    expect(bot(page)).to_contain_text("You said What can you do? with 0 files.")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_role("button", name="Submit")).to_be_visible()
+    expect(bot(page)).to_contain_text("word5")
     say(page, "and now?")
     expect(bot(page)).to_contain_text("You said and now? with 0 files.")
     page.close()
@@ -216,6 +224,42 @@ def test_a_pasted_picture_is_attached(visit: Callable[..., Page]) -> None:
     expect(page.locator("#box img")).to_be_visible()
 
 
+def test_a_file_dropped_on_the_conversation_is_attached(visit: Callable[..., Page]) -> None:
+    page = visit()
+    drop = """(element, bytes) => {
+        const data = new DataTransfer();
+        data.items.add(new File([new Uint8Array(bytes)], "dropped.png", {type: "image/png"}));
+        element.dispatchEvent(new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true}));
+    }"""
+    with page.expect_response(re.compile("/upload")):
+        page.locator("#chat").evaluate(drop, list(picture_file()["buffer"]))
+    expect(page.locator("#box img")).to_be_visible()
+
+
+def test_nothing_is_sent_while_the_microphone_records(visit: Callable[..., Page], server: Server) -> None:
+    page = visit()
+    box(page).fill("what is this sound?")
+    page.get_by_role("button", name="Record audio").click()
+    page.get_by_role("button", name="Start recording").click()
+    stop = page.get_by_role("button", name="Stop recording")
+    expect(stop).to_be_visible()
+    asked = len(server.assistant.requests)
+    box(page).press("Enter")
+    expect(page.get_by_text("Stop and attach the recording first")).to_be_visible()
+    page.wait_for_timeout(500)
+    stop.click()
+    attach = page.get_by_role("button", name="Attach audio")
+    expect(attach).to_be_visible()
+    box(page).press("Enter")
+    page.wait_for_timeout(500)
+    assert len(server.assistant.requests) == asked
+    attach.click()
+    expect(page.locator("#box .thumbnail-item")).to_be_visible()
+    box(page).press("Enter")
+    expect(bot(page)).to_contain_text("You said what is this sound? with 1 files.")
+    expect(page.get_by_text("Stop and attach the recording first")).to_have_count(0)
+
+
 def test_a_broken_file_is_told_in_plain_words_and_the_message_is_kept(visit: Callable[..., Page]) -> None:
     page = visit()
     attach(page, {"name": "broken.png", "mimeType": "image/png", "buffer": b"\x89PNG\r\n\x1a\n nothing"})
@@ -239,6 +283,115 @@ def test_an_empty_message_is_told(visit: Callable[..., Page]) -> None:
     page = visit()
     page.get_by_role("button", name="Submit").click()
     expect(page.get_by_role("alert")).to_contain_text("The message is empty")
+
+
+def test_a_model_that_cannot_be_loaded_is_told_once(context: BrowserContext, tmp_path: Path) -> None:
+    with running(tmp_path, broken="weights.bin is no safetensors file") as server:
+        page = context.new_page()
+        failures: list[int] = []
+        page.on("response", lambda response: failures.append(response.status) if response.status >= 400 else None)
+        page.goto(server.url)
+        expect(page.get_by_role("alert")).to_contain_text("weights.bin is no safetensors file")
+        expect(page.get_by_text("embedded could not be loaded")).to_be_visible()
+        page.wait_for_timeout(1500)
+        assert failures == []
+        page.close()
+
+
+@pytest.mark.parametrize("seed", ["-7", "", "1e30", "5"])
+def test_every_seed_is_answered(visit: Callable[..., Page], server: Server, seed: str) -> None:
+    page = visit()
+    page.get_by_role("button", name="Parameters").click()
+    page.get_by_label("Seed").fill(seed)
+    page.get_by_label("Seed").press("Tab")
+    say(page, "seed")
+    expect(bot(page)).to_contain_text("You said seed with 0 files.")
+    used = server.assistant.options[-1]["seed"]
+    assert used == {"-7": None, "": None, "5": 5}.get(seed, used)
+    assert used is None or 0 <= used < 2**63
+
+
+def test_a_value_that_gradio_refuses_is_told_and_the_question_comes_back(
+    visit: Callable[..., Page], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise ValueError("out of range")
+
+    page = visit()
+    with monkeypatch.context() as patch:
+        patch.setattr("gradio.Number.preprocess", refuse)
+        say(page, "hello?")
+        expect(page.get_by_role("alert")).to_contain_text("a value on the page is out of range")
+    expect(box(page)).to_have_value("hello?")
+    box(page).press("Enter")
+    expect(bot(page)).to_contain_text("You said hello? with 0 files.")
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_a_very_long_pasted_text_stays_text(visit: Callable[..., Page], server: Server) -> None:
+    page = visit()
+    paste = """element => {
+        const data = new DataTransfer();
+        data.setData("text/plain", "word ".repeat(21000));
+        element.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, bubbles: true, cancelable: true}));
+    }"""
+    box(page).evaluate(paste)
+    page.wait_for_timeout(500)
+    expect(page.locator("#box .thumbnail-item")).to_have_count(0)
+    say(page, "x" * 105_000)
+    until(lambda: bool(server.assistant.requests) and len(str(server.assistant.requests[-1])) > 105_000)
+
+
+def test_enter_while_an_answer_runs_is_told_and_loses_nothing(visit: Callable[..., Page]) -> None:
+    page = visit()
+    say(page, "long")
+    expect(bot(page)).to_contain_text("word5")
+    say(page, "too early")
+    expect(page.get_by_role("alert")).to_contain_text("still being answered")
+    expect(box(page)).to_have_value("too early")
+    page.wait_for_timeout(500)  # some redraws later
+    expect(page.get_by_role("alert")).to_be_visible()
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(page.get_by_role("button", name="Submit")).to_be_visible()
+    box(page).press("Enter")
+    expect(bot(page)).to_contain_text("You said too early")
+    expect(page.get_by_role("alert")).to_have_count(0)
+
+
+def test_words_typed_while_a_question_travels_stay(visit: Callable[..., Page], monkeypatch: pytest.MonkeyPatch) -> None:
+    page = visit()
+    ask = ChatSession.add_user
+
+    def slow(*arguments: Any, **named: Any) -> None:
+        time.sleep(1)
+        ask(*arguments, **named)
+
+    monkeypatch.setattr(ChatSession, "add_user", slow)
+    say(page, "first")
+    expect(box(page)).to_have_value("")
+    box(page).press_sequentially("next")
+    expect(bot(page)).to_contain_text("You said first")
+    expect(box(page)).to_have_value("next")
+
+
+def test_stop_takes_a_question_out_of_the_queue(visit: Callable[..., Page], server: Server) -> None:
+    first, second = visit(), visit()
+    say(first, "long")
+    expect(bot(first)).to_contain_text("word5")
+    attach(second, picture_file())
+    say(second, "me too")
+    expect(second.get_by_text("queue: 1/1")).to_be_visible()
+    second.get_by_role("button", name="Stop", exact=True).click()
+    expect(second.get_by_role("button", name="Submit")).to_be_visible()
+    expect(box(second)).to_have_value("me too")
+    expect(second.locator("#box img")).to_be_visible()
+    asked = len(server.assistant.requests)
+    first.get_by_role("button", name="Stop", exact=True).click()
+    expect(first.get_by_role("button", name="Submit")).to_be_visible()
+    second.wait_for_timeout(500)
+    assert len(server.assistant.requests) == asked
+    box(second).press("Enter")
+    expect(bot(second)).to_contain_text("You said me too with 1 files.")
 
 
 PAYLOADS = (
@@ -275,25 +428,34 @@ def test_markdown_and_code_are_rendered(visit: Callable[..., Page]) -> None:
     expect(bot(page).locator("code")).to_have_text("<i>")
 
 
-def test_retry_undo_and_edit(visit: Callable[..., Page], server: Server) -> None:
+@pytest.mark.parametrize("files", [0, 1])
+def test_retry_undo_and_edit(visit: Callable[..., Page], server: Server, files: int) -> None:
     page = visit()
+    say(page, "before")
+    expect(bot(page)).to_contain_text("You said before")
+    for _ in range(files):
+        attach(page, picture_file())
     say(page, "first <b>")
-    expect(bot(page)).to_contain_text("with 0 files.")
+    expect(bot(page)).to_contain_text(f"You said first <b> with {files} files.")
     before = len(server.assistant.requests)
-    page.get_by_role("button", name="Retry").click()
+    page.get_by_role("button", name="Retry").last.click()
     until(lambda: len(server.assistant.requests) == before + 1)
-    expect(bot(page)).to_contain_text("with 0 files.")
+    expect(bot(page)).to_contain_text(f"with {files} files.")
+    expect(box(page)).to_be_focused()
 
-    page.locator("#chat").get_by_role("button", name="Edit").click()
+    page.locator("#chat").get_by_role("button", name="Edit").last.click()
     editor = page.locator("#chat textarea")
+    expect(editor).to_have_value("first \\<b>")
     editor.fill("changed <i>")
     page.locator("#chat").get_by_role("button", name="Submit").click()
-    expect(bot(page)).to_contain_text("You said changed <i> with 0 files.")
-    assert [len(messages) for messages in server.assistant.requests[before:]] == [1, 1]
+    expect(bot(page)).to_contain_text(f"You said changed <i> with {files} files.")
+    assert [len(messages) for messages in server.assistant.requests[before:]] == [3, 3]
 
-    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("button", name="Undo").last.click()
     expect(box(page)).to_have_value("changed <i>")
-    expect(page.locator("#chat [data-testid=user]")).to_have_count(0)
+    expect(box(page)).to_be_focused()
+    expect(page.locator("#box img")).to_have_count(files)
+    expect(page.locator("#chat [data-testid=user]")).to_have_count(1)
 
 
 def test_a_thumb_and_a_comment_are_saved_with_consent_stated(visit: Callable[..., Page], server: Server) -> None:
@@ -312,6 +474,45 @@ def test_a_thumb_and_a_comment_are_saved_with_consent_stated(visit: Callable[...
     assert records[0]["conversation"] == records[1]["conversation"]
 
 
+def test_a_thumb_that_is_taken_back_is_not_a_thumb_down(visit: Callable[..., Page], server: Server) -> None:
+    page = visit()
+    say(page, "rate me again")
+    expect(bot(page)).to_contain_text("with 0 files.")
+    thumb = page.get_by_role("button", name=re.compile("^Liked?$"))
+    thumb.click()
+    expect(page.get_by_role("button", name="Add comment")).to_be_visible()
+    thumb.click()
+    expect(page.get_by_role("button", name="Add comment")).to_have_count(0)
+    records = [json.loads(line) for line in server.feedback.read_text().splitlines()][-2:]
+    assert [record["rating"] for record in records] == ["up", "withdrawn"]
+    assert {record["question"] for record in records} == {"rate me again"}
+
+
+def test_feedback_that_cannot_be_saved_is_told(visit: Callable[..., Page], server: Server) -> None:
+    page = visit()
+    say(page, "rate me")
+    expect(bot(page)).to_contain_text("with 0 files.")
+    kept = server.feedback.rename(server.feedback.with_suffix(".kept")) if server.feedback.exists() else None
+    server.feedback.mkdir()
+    page.get_by_role("button", name="Dislike").click()
+    expect(page.get_by_role("alert")).to_contain_text("This was not saved")
+    expect(page.get_by_role("button", name="Add comment")).to_have_count(0)
+    server.feedback.rmdir()
+    if kept:
+        kept.rename(server.feedback)
+
+
+@pytest.mark.parametrize("turn", ["New chat", "Undo"])
+def test_no_comment_is_asked_about_an_answer_that_is_gone(visit: Callable[..., Page], turn: str) -> None:
+    page = visit()
+    say(page, "rate me")
+    expect(bot(page)).to_contain_text("with 0 files.")
+    page.get_by_role("button", name="Dislike").click()
+    expect(page.get_by_role("button", name="Add comment")).to_be_visible()
+    page.get_by_role("button", name=turn).click()
+    expect(page.get_by_role("button", name="Add comment")).to_have_count(0)
+
+
 def test_a_reload_keeps_the_conversation_and_other_tabs_do_not_see_it(visit: Callable[..., Page]) -> None:
     page = visit()
     say(page, "remember me")
@@ -323,6 +524,25 @@ def test_a_reload_keeps_the_conversation_and_other_tabs_do_not_see_it(visit: Cal
             other.goto(page.url)
             expect(other.get_by_role("button", name="Select example 1")).to_be_visible()
             assert "remember me" not in other.content()
+
+
+def test_a_copy_of_a_tab_begins_a_conversation_of_its_own(visit: Callable[..., Page]) -> None:
+    page = visit()
+    say(page, "mine")
+    expect(bot(page)).to_contain_text("You said mine")
+    with page.expect_popup() as popup:  # a popup gets a copy of the tab's storage, as a duplicated tab does
+        page.evaluate("window.open(location.href)")
+    copy = popup.value
+    expect(copy.get_by_text("It takes text, pictures, sounds")).to_be_visible()
+    copy.wait_for_timeout(1500)
+    expect(copy.get_by_role("button", name="Select example 1")).to_be_visible()
+    say(copy, "copied")
+    expect(bot(copy)).to_contain_text("You said copied")
+    page.reload()
+    expect(page.locator("#chat [data-testid=user]")).to_have_text(["mine"])
+    copy.reload()
+    expect(copy.locator("#chat [data-testid=user]")).to_have_text(["copied"])
+    copy.close()
 
 
 def test_the_conversation_is_saved_as_a_file(visit: Callable[..., Page]) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,20 @@ def test_folders_without_models_are_named(tmp_path: Path) -> None:
         find_models(tmp_path)
     with pytest.raises(CheckpointError, match="no such folder"):
         find_models(tmp_path / "missing")
+
+
+def test_a_folder_that_may_not_be_read_hides_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = make_model(tmp_path / "mine")
+    (tmp_path / "theirs").mkdir()
+    listed = Path.iterdir
+
+    def iterdir(folder: Path) -> Iterator[Path]:  # as for a user; tests may run as root, who may read everything
+        if folder.name == "theirs":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert find_models(tmp_path) == [wanted]
 
 
 def test_a_model_is_loaded_once_however_many_ask() -> None:
@@ -81,7 +96,7 @@ def test_a_failed_background_load_is_kept_and_told_again() -> None:
 
 def opened(store: SessionStore, key: str) -> ChatSession:
     """The conversation of the tab with ``key``, loaded anew."""
-    return store.open(key, page=uuid.uuid4().hex)[0]
+    return store.open(key, page=uuid.uuid4().hex)
 
 
 def test_a_tab_finds_its_conversation_again_and_no_other() -> None:
@@ -102,14 +117,15 @@ def test_a_question_that_comes_before_the_key_of_its_tab_stays() -> None:
     opened(store, "a" * 32)
     asked = store.of_page("page")
     assert store.of_page("page") is asked
-    assert store.open("a" * 32, "page") == (asked, True)
+    assert store.open("a" * 32, "page") is asked
+    assert store.asked("page")
     assert opened(store, "a" * 32) is asked
 
 
 def test_a_question_that_comes_after_the_key_joins_the_conversation_of_its_tab() -> None:
     store = SessionStore()
-    mine, begun = store.open("a" * 32, "page")
-    assert not begun
+    mine = store.open("a" * 32, "page")
+    assert not store.asked("page")
     assert store.of_page("page") is mine
 
 

@@ -8,10 +8,12 @@ from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
 from chat.fake import FakeAssistant
 
 from mmllm.chat.feedback import FeedbackLog
 from mmllm.chat.shelf import ModelShelf
+from mmllm.errors import CheckpointError
 
 
 @dataclass
@@ -23,17 +25,28 @@ class Server:
 
 
 @contextmanager
-def running(folder: Path, delay: float = 0.0) -> Iterator[Server]:
+def running(folder: Path, delay: float = 0.0, broken: str | None = None) -> Iterator[Server]:
+    """``broken``: why no model can be loaded, for a server without any."""
     from mmllm.ui.serve import serve
 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     assistant = FakeAssistant(delay)
+
+    def load(name: str) -> FakeAssistant:
+        if broken is not None:
+            raise CheckpointError(broken)
+        return assistant
+
     log = FeedbackLog(folder / "feedback.jsonl")
-    with chdir(folder):  # as users run it: not from a clone
-        demo = serve(ModelShelf(lambda name: assistant), ["embedded"], log, port, block=False)
+    # As users run it: not from a clone. A server names its folder of uploads in the environment; of several servers in
+    # one process each gets its own back.
+    with chdir(folder), pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADIO_TEMP_DIR", "")
+        demo = serve(ModelShelf(load), ["embedded"], log, port, block=False)
         try:
-            yield Server(f"http://127.0.0.1:{port}", assistant, log.path, Path(demo.uploads.name))
+            yield Server(f"http://127.0.0.1:{port}", assistant, log.path, demo.uploads.path)
         finally:
             demo.close()
+            demo.uploads.close()

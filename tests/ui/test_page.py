@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import needed
 from PIL import Image
 
-pytest.importorskip("gradio")
-httpx = pytest.importorskip("httpx")
-gradio_client = pytest.importorskip("gradio_client")
+needed("gradio")
+httpx = needed("httpx")
+needed("gradio_client")
 
 from gradio_client import Client, handle_file
 from ui.server import Server, running
@@ -91,6 +92,28 @@ def test_stop_ends_the_production_of_tokens(server: Server, tmp_path: Path) -> N
     time.sleep(0.2)
     assert server.assistant.produced == produced
     assert texts(ask(client, "and now?")[0])[-1] == "You said and now? with 0 files."
+
+
+def test_stop_while_a_question_waits_gives_it_back(server: Server, tmp_path: Path) -> None:
+    client = connect(server, tmp_path)
+    client.predict({"text": "never mind", "files": []}, api_name="/send")
+    chat, box, _ = client.predict(api_name="/stop")
+    assert texts(chat) == []
+    assert box["value"]["text"] == "never mind"
+    assert texts(ask(client, "and now?")[0])[-1] == "You said and now? with 0 files."
+
+
+@pytest.mark.parametrize(("seed", "used"), [(-7, None), (2**70 + 5, 5)])
+def test_every_number_is_a_seed(server: Server, tmp_path: Path, seed: int, used: int | None) -> None:
+    ask(connect(server, tmp_path), "hi", settings=(*DEFAULTS[:-1], seed))
+    assert server.assistant.options[-1]["seed"] == used
+
+
+def test_programs_find_four_endpoints_with_named_results(server: Server, tmp_path: Path) -> None:
+    endpoints = connect(server, tmp_path).view_api(return_format="dict", print_info=False)["named_endpoints"]
+    results = {name: [value["label"] for value in endpoint["returns"]] for name, endpoint in endpoints.items()}
+    assert set(results) == {"/send", "/reply", "/stop", "/clear"}
+    assert all(labels == ["Conversation", "Message", "Alert"] for labels in results.values())
 
 
 def test_a_cancelled_request_ends_the_production_of_tokens(server: Server, tmp_path: Path) -> None:

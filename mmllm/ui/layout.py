@@ -1,0 +1,126 @@
+"""The controls of the chat page, where they stand, and their colours. What they do is in ``mmllm.ui.page``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gradio as gr
+
+from mmllm.chat.session import SUFFIXES, file_types
+from mmllm.chat.shelf import EMBEDDED
+from mmllm.ui.assets import EXAMPLES, example_files
+
+ABOUT = (
+    "Ask about a picture or a sound. The embedded assistant is very small: it knows simple shapes, everyday sounds and "
+    "spoken digits, not the wide world, and it makes mistakes. Everything stays on this computer."
+)
+# A longer pasted text would silently become a file, of a kind that no model takes. As text it gets an answer or a reason.
+LONGEST_TEXT = 10**9
+
+
+class Controls:
+    """The controls, by name. Made inside a ``gr.Blocks``; ``names`` are the models to choose from, the first is chosen."""
+
+    def lay_out(self, names: list[str], feedback: Path) -> None:
+        first = names[0]
+        self.session = gr.State(None)
+        with gr.Row(elem_id="title"):
+            gr.Markdown("# mmllm")
+            self.save = gr.Button("Save chat", size="sm", scale=0)
+            self.new = gr.Button("New chat", size="sm", scale=0)
+        gr.Markdown(ABOUT, elem_id="about")
+        self.chat = gr.Chatbot(
+            label="Conversation",
+            show_label=False,
+            elem_id="chat",
+            height="max(340px, calc(100dvh - 330px))",
+            layout="bubble",
+            editable="user",
+            group_consecutive_messages=False,  # the editor of a group takes a file for its text
+            buttons=["copy", "copy_all"],
+            sanitize_html=True,
+            allow_tags=False,
+            examples=[{"text": text, "files": example_files(text)} for text, _ in EXAMPLES],
+            placeholder="### What would you like to know?\nTry one of these, or add a picture or a sound.",
+            latex_delimiters=[
+                {"left": "$$", "right": "$$", "display": True},
+                {"left": "\\[", "right": "\\]", "display": True},
+                {"left": "\\(", "right": "\\)", "display": False},
+            ],
+        )
+        self.alert = gr.HTML(label="Alert", visible=False, elem_id="alert")
+        self.box = self._message_box(elem_id="box")
+        self.sent = self._message_box(visible=False)  # what was in the box when it was sent
+        with gr.Row(visible=False, elem_id="comment-row") as self.comment_row:
+            self.comment = gr.Textbox(
+                label="Thank you, saved. What was good or bad about it? (optional)", max_lines=3, scale=1
+            )
+            self.comment_send = gr.Button("Add comment", size="sm", scale=0)
+        with gr.Row(elem_id="settings"):
+            with gr.Column(min_width=300), gr.Accordion("Model", open=False):
+                self.model = gr.Radio(choices(names), value=first, label="Model")
+                with gr.Row():
+                    self.folder = gr.Textbox(label="Open a model folder", placeholder="runs/my-model", scale=1)
+                    self.open = gr.Button("Open", size="sm", scale=0)
+            with gr.Column(min_width=300), gr.Accordion("Parameters", open=False):
+                self.system = gr.Textbox("", label="System prompt", placeholder="None", lines=2, max_lines=6)
+                self.temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: the likeliest word")
+                self.top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1: all words may be drawn")
+                self.max_tokens = gr.Slider(1, 1024, 256, step=1, label="Most tokens in an answer")
+                self.seed = gr.Number(-1, precision=0, label="Seed", info="empty or below 0: a new one each time")
+        with gr.Column(elem_id="small-print"):
+            self.status = gr.Markdown(f"Loading {short(first)} …")
+            gr.Markdown(f"A thumb up or down saves the words of that exchange (no media) to `{feedback}`.")
+        self.saved = gr.Textbox(visible=False)
+        self.key = gr.Textbox(visible=False)
+        self.timer = gr.Timer(0.5)
+
+    def _message_box(self, **where: object) -> gr.MultimodalTextbox:
+        return gr.MultimodalTextbox(
+            label="Message",
+            show_label=False,
+            placeholder="Type a question",
+            sources=["upload", "microphone"],
+            file_types=file_types(tuple(SUFFIXES)),
+            file_count="multiple",
+            max_plain_text_length=LONGEST_TEXT,
+            **where,
+        )
+
+
+def choices(names: list[str]) -> list[tuple[str, str]]:
+    """The models called ``names`` as a chooser shows them."""
+    return [(short(name), name) for name in names]
+
+
+def short(name: str) -> str:
+    """A model's name for people: the last two levels of its folder."""
+    return name if name == EMBEDDED else "/".join(Path(name).parts[-2:])
+
+
+def theme() -> gr.themes.Base:
+    """Quiet greys, one teal accent, and the fonts the computer already has."""
+    sans = ["ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
+    mono = ["ui-monospace", "Cascadia Code", "Menlo", "Consolas", "monospace"]
+    soft = gr.themes.Soft(primary_hue="teal", secondary_hue="teal", neutral_hue="slate", font=sans, font_mono=mono)
+    return soft.set(
+        body_background_fill="white",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_300",
+        block_shadow="none",
+        block_border_width="1px",
+        block_title_background_fill="none",
+        block_title_text_color="*neutral_700",
+        block_title_text_color_dark="*neutral_200",
+        block_title_text_weight="500",
+        block_title_padding="0",
+        color_accent="*primary_700",
+        slider_color="*primary_600",
+        checkbox_label_background_fill_selected="*primary_50",
+        checkbox_label_text_color_selected="*primary_800",
+        button_secondary_shadow="none",
+        button_secondary_border_color="*neutral_200",
+        input_shadow="none",
+        input_border_width="1px",
+        input_border_color="*neutral_200",
+    )
