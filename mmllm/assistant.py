@@ -11,7 +11,6 @@ import torch
 
 from mmllm.config.base import BuildContext
 from mmllm.config.load import load as load_config
-from mmllm.config.run import ModelConfig
 from mmllm.errors import CheckpointError
 from mmllm.generation import Decoding, TextStream, decode
 from mmllm.model import MultimodalLM
@@ -139,12 +138,14 @@ def load(
     from where the checkpoint refers to. Raises ``CheckpointError`` when files are missing or altered.
     """
     from mmllm.training.checkpoint import load_parts
+    from mmllm.training.references import check_references, pinned
 
     folder = model_folder(name)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     context = BuildContext(dtype=dtype, root=folder.resolve(), trust_remote_code=trust_remote_code)
-    config: ModelConfig = load_config(folder / "config.yaml").model
+    check_references(folder)  # before anything is built from them: a missing folder would be taken for a hub id
+    config = pinned(load_config(folder / "config.yaml"), folder).model
     model = MultimodalLM.from_config(config, context)
     load_parts(model, folder)
     return Assistant(model.to(device), Processor.from_config(config, context))

@@ -53,6 +53,19 @@ def find(reference: str, revision: str | None, names: Sequence[str]) -> Path | N
     return None
 
 
+def cached_commit(reference: str, revision: str | None) -> str | None:
+    """The commit that a hub id's branch or tag (default: ``main``) stood for when it was last read into the local cache.
+
+    None where the cache does not tell.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=reference, repo_type="model")
+    file = folder / "refs" / (revision or "main")
+    return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """One JSON object. Raises ``CheckpointError`` for anything else."""
     try:

@@ -6,7 +6,7 @@ A checkpoint or final model holds
     parts.safetensors    every part trained so far, and frozen parts that no reference could restore
     adapter/             the backbone's adapter in PEFT layout, when it was trained
     tokenizer*, processor.json, …
-    references.json      where the other parts come from: id or path, revision, content hash of local files
+    references.json      where the other parts come from: path with content hash, or hub id with its commit
     state/               checkpoints only: optimizer tensors, and position.json (stage, step, gradient scaler)
     manifest.json        size and SHA-256 of every file above
 
@@ -16,7 +16,6 @@ number states need no file: the training loop derives them from the seed and the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -33,10 +32,11 @@ from torch import Tensor
 
 from mmllm.config.base import BuildContext
 from mmllm.config.load import dump
-from mmllm.config.run import ModelConfig, RunConfig
+from mmllm.config.run import RunConfig
 from mmllm.errors import CheckpointError
 from mmllm.model import MultimodalLM
 from mmllm.pretrained import read_json
+from mmllm.training.references import check_references, file_hash, references, stored_parts
 
 if TYPE_CHECKING:
     from mmllm.processing.processor import Processor
@@ -118,6 +118,7 @@ def load_parts(model: MultimodalLM, folder: Path) -> list[str]:
     when a reference no longer holds what it held, or when names or shapes differ from the model's in either direction.
     """
     verify(folder)
+    check_references(folder)
     parts = model.parts()
     with safe_open(folder / "parts.safetensors", framework="pt") as file:
         stored = json.loads(file.metadata()["parts"])
@@ -155,70 +156,6 @@ def _copy(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: P
     with torch.no_grad():
         for name, tensor in expected.items():
             tensor.copy_(found[name])
-
-
-def stored_parts(model: MultimodalLM, config: ModelConfig, context: BuildContext, trained: Iterable[str]) -> list[str]:
-    """The parts that a checkpoint must hold: trained ones, and those at random values that no file could bring back."""
-    kept = set(trained)
-    return [name for name in model.parts() if name in kept or not _reference(config, context, name)]
-
-
-def references(
-    model: MultimodalLM, config: ModelConfig, context: BuildContext, trained: Iterable[str]
-) -> dict[str, dict[str, str | None]]:
-    """Where the parts that are not stored come from: ``{part: {pretrained, revision, sha256}}``."""
-    stored = set(stored_parts(model, config, context, trained))
-    result = {}
-    for name in model.parts():
-        if name not in stored:
-            node = _reference(config, context, name)
-            location = context.resolve(str(node["pretrained"]))
-            digest = _content_hash(location) if Path(location).exists() else None
-            result[name] = {"pretrained": location, "revision": node.get("revision"), "sha256": digest}
-    return result
-
-
-def check_references(folder: Path) -> None:
-    """Raise ``CheckpointError`` when local files that ``folder`` refers to are gone or hold other content than at
-    training.
-    """
-    for part, reference in read_json(folder / "references.json").items():
-        if reference["sha256"] is None:
-            continue
-        location = reference["pretrained"]
-        if not Path(location).exists():
-            raise CheckpointError(f"{folder}: the weights of {part} should be at {location}, but nothing is there")
-        if _content_hash(location) != reference["sha256"]:
-            raise CheckpointError(
-                f"{folder}: {location} no longer holds the weights of {part} that this model was trained with"
-            )
-
-
-def _reference(config: ModelConfig, context: BuildContext, part: str) -> dict[str, Any]:
-    """The config node whose ``pretrained`` restores a frozen part; empty when there is none."""
-    node: Any = config.model_dump(mode="json")
-    for word in part.split("."):
-        node = (node or {}).get(word)
-    return node if context.weights and node and node.get("pretrained") else {}
-
-
-_hashes: dict[tuple[str, int, int], str] = {}
-
-
-def _content_hash(location: str) -> str:
-    """SHA-256 over names and contents of a file or folder. Files are hashed once per process unless size or time
-    change.
-    """
-    root = Path(location)
-    files = sorted(p for p in root.rglob("*") if p.is_file()) if root.is_dir() else [root]
-    total = hashlib.sha256()
-    for path in files:
-        stat = path.stat()
-        key = (str(path), stat.st_size, stat.st_mtime_ns)
-        if key not in _hashes:
-            _hashes[key] = _file_hash(path)
-        total.update(f"{path.relative_to(root).as_posix()} {_hashes[key]}\n".encode())
-    return total.hexdigest()
 
 
 def absolute(config: RunConfig, context: BuildContext) -> RunConfig:
@@ -325,7 +262,7 @@ def read_position(folder: Path) -> Position:
 def write_manifest(folder: Path) -> None:
     """Write ``manifest.json``: size in bytes and SHA-256 of every other file."""
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p != folder / "manifest.json")
-    listing = {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": _file_hash(p)} for p in files}
+    listing = {p.relative_to(folder).as_posix(): {"size": p.stat().st_size, "sha256": file_hash(p)} for p in files}
     _write_json(folder / "manifest.json", {"format": FORMAT, "files": listing})
 
 
@@ -341,7 +278,7 @@ def verify(folder: Path) -> None:
         name
         for name, entry in manifest["files"].items()
         if name not in missing
-        and ((folder / name).stat().st_size != entry["size"] or _file_hash(folder / name) != entry["sha256"])
+        and ((folder / name).stat().st_size != entry["size"] or file_hash(folder / name) != entry["sha256"])
     ]
     problems = [f"missing: {', '.join(missing)}"] * bool(missing) + [f"altered: {', '.join(altered)}"] * bool(altered)
     if problems:
@@ -350,11 +287,6 @@ def verify(folder: Path) -> None:
 
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

@@ -13,6 +13,7 @@ from mmllm.config.run import RunConfig, StageConfig
 from mmllm.errors import CheckpointError, TrainingError
 from mmllm.training import checkpoint
 from mmllm.training.checkpoint import Position
+from mmllm.training.references import pinned
 
 # What may change between a checkpoint and its resumption: where and how often things are written, and how a global
 # batch is cut up (which changes rounding, not the loss). Stages that have not begun may change altogether.
@@ -36,7 +37,8 @@ def newest(folder: Path, config: RunConfig, context: BuildContext, chosen: Seque
         raise TrainingError(
             f"{found}: stage {position.stage!r} is not finished; resume it before the stages that follow"
         )
-    changed = changed_keys(load_config(found / "config.yaml"), checkpoint.absolute(config, context), position)
+    before, now = load_config(found / "config.yaml"), checkpoint.absolute(config, context)
+    changed = changed_keys(pinned(before, found), pinned(now, found), position)
     if changed:
         raise CheckpointError(
             f"{found} was made with another configuration; changed: {', '.join(changed)}. Undo these changes, "

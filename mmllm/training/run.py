@@ -17,6 +17,7 @@ from mmllm.errors import TrainingError
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
 from mmllm.training import checkpoint, resuming
+from mmllm.training.references import check_references, pinned
 from mmllm.training.report import Reporter, check_trackers, duration, write_summary
 from mmllm.training.stage_run import Run, StageRun
 from mmllm.training.stages import check_stages, set_dtypes
@@ -74,6 +75,9 @@ def open_run(
     context = context or BuildContext()
     folder = Path(config.output)
     newest = resuming.newest(folder, config, context, chosen) if resume else None
+    if newest is not None:
+        check_references(newest)
+        config = pinned(config, newest)
     if not resume:
         resuming.refuse_overwriting(folder, chosen)
     accelerator = _accelerator(config, folder)
@@ -91,7 +95,6 @@ def open_run(
         run.trained = checkpoint.load_parts(model, source)
         run.reporter.say(f"weights from {source}")
     if newest is not None:
-        checkpoint.check_references(newest)
         run.position = checkpoint.read_position(newest)
     if accelerator.is_main_process:
         folder.mkdir(parents=True, exist_ok=True)

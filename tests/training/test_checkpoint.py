@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from mmllm.config.base import BuildContext
-from mmllm.config.load import load
+from mmllm.config.load import load, parse
 from mmllm.errors import CheckpointError
 from mmllm.model import MultimodalLM
 from mmllm.training import checkpoint
@@ -98,11 +98,55 @@ def test_a_frozen_part_with_files_is_kept_by_reference(tmp_path: Path) -> None:
     # Other weights under the same name would give another model without a word.
     weights = tmp_path / "llama" / "model.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"llama no longer holds the weights of backbone"):
+    altered = r"llama no longer holds the weights of backbone"
+    with pytest.raises(CheckpointError, match=altered):
         train(config, context, resume=True)
+    with pytest.raises(CheckpointError, match=altered):
+        train(config.model_copy(update={"output": str(tmp_path / "next")}), context, start_from=folder)
+    with pytest.raises(CheckpointError, match=altered):
+        mmllm.load(folder)
     shutil.rmtree(tmp_path / "llama")
     with pytest.raises(CheckpointError, match="nothing is there"):
-        checkpoint.check_references(folder)
+        mmllm.load(folder)
+
+
+def test_a_hub_part_is_kept_by_the_commit_that_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two commits in the local cache: what `main` stands for later does not change a model or a resumed run."""
+    cache = tmp_path / "hub"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(cache))
+    config, context = systems.system(tmp_path, STAGE)
+    backbone = MultimodalLM.from_config(config.model, context).backbone.model.unload()  # type: ignore[operator]
+    old, new = "a" * 40, "b" * 40
+    from mmllm.backbones.causal_lm import byte_tokenizer
+
+    for commit in (old, new):
+        folder = cache / "models--acme--llama" / "snapshots" / commit
+        backbone.save_pretrained(folder)
+        byte_tokenizer().save_pretrained(folder)
+        with torch.no_grad():
+            backbone.get_input_embeddings().weight += 1
+    main = cache / "models--acme--llama" / "refs" / "main"
+    main.parent.mkdir()
+    main.write_text(old)
+    tree = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    tree["model"]["backbone"] |= {"pretrained": "acme/llama", "architecture": None}
+    config = parse(tree)
+    train(config, context)
+    final = tmp_path / "run" / "final"
+    assert checkpoint.read_json(final / "references.json")["backbone"]["revision"] == old
+    main.write_text(new)
+    import mmllm
+
+    table = mmllm.load(final, device="cpu").model.backbone.model.get_input_embeddings().weight  # type: ignore[operator]
+    wanted = load_file(cache / "models--acme--llama" / "snapshots" / old / "model.safetensors")
+    assert torch.equal(table, wanted["model.embed_tokens.weight"])
+    train(config, context, resume=True)
+    assert load(tmp_path / "run" / "config.yaml").model.backbone.model_dump()["revision"] == old
+    tree["model"]["backbone"]["revision"] = new
+    other = parse(tree)
+    with pytest.raises(CheckpointError, match=r"changed: model\.backbone\.revision"):
+        train(other, context, resume=True)
 
 
 @pytest.mark.parametrize(
