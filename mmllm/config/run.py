@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
 from mmllm.config.base import Config
 from mmllm.config.families import AnyBackbone, AnyEncoder, AnyProjector, AnyReader
 
-Probability = Annotated[float, Field(ge=0, lt=1)]
-NonNegative = Annotated[float, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -50,7 +51,7 @@ class DataSource(Config):
     """
 
     reader: AnyReader
-    weight: Annotated[PositiveFloat, Field(allow_inf_nan=False)] = 1.0
+    weight: Positive = 1.0
 
     @model_validator(mode="before")
     @classmethod
@@ -62,11 +63,11 @@ class OptimizerConfig(Config):
     """AdamW and its schedule. Rates are per optimizer step; ``warmup`` is a share of the stage's steps."""
 
     betas: tuple[Probability, Probability] = (0.9, 0.999)
-    eps: PositiveFloat = 1e-8
+    eps: Positive = 1e-8
     weight_decay: NonNegative = 0.0
     warmup: Probability = 0.03
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    clip: PositiveFloat | None = 1.0
+    clip: Positive | None = 1.0
 
 
 class StageConfig(Config):
@@ -79,12 +80,12 @@ class StageConfig(Config):
 
     name: Name
     train: Annotated[list[str], Field(min_length=1)]
-    lr: Annotated[PositiveFloat, Field(allow_inf_nan=False)]
-    part_lr: dict[str, PositiveFloat] = {}
+    lr: Positive
+    part_lr: dict[str, Positive] = {}
     data: Annotated[list[DataSource], Field(min_length=1)]
     eval_data: list[DataSource] = []
-    objectives: Annotated[dict[Literal["text"], PositiveFloat], Field(min_length=1)] = {"text": 1.0}
-    epochs: Annotated[PositiveFloat, Field(allow_inf_nan=False)] | None = None
+    objectives: Annotated[dict[Literal["text"], Positive], Field(min_length=1)] = {"text": 1.0}
+    epochs: Positive | None = None
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 32
     micro_batch_size: PositiveInt = 8

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import signal
 import threading
 import time
@@ -14,7 +16,7 @@ from mmllm.config.base import BuildContext
 from mmllm.config.run import RunConfig, StageConfig
 from mmllm.data.dataset import SkipLog, open_stage
 from mmllm.data.mixture import StageData
-from mmllm.errors import CheckpointError
+from mmllm.errors import CheckpointError, TrainingError
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
 from mmllm.training import checkpoint
@@ -24,10 +26,12 @@ from mmllm.training.loop import StepResult, SummedLoss, evaluate, run_steps
 from mmllm.training.optimizer import build_optimizer
 from mmllm.training.preview import sample_replies
 from mmllm.training.report import Reporter, table, write_summary
-from mmllm.training.stages import FrozenSnapshot, check_modalities, freeze, part_rows, resolve
+from mmllm.training.stages import FrozenSnapshot, check_finite, check_modalities, freeze, part_rows, resolve
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -67,6 +71,7 @@ class StageRun:
             SummedLoss(model), build_optimizer(model, self.parts, stage.optimizer)
         )
         self.done, self.stopped = 0, False
+        self.due, self.without_loss = False, 0  # a save is due; steps in a row until now without a finite loss
         if run.position is not None and run.position.stage == stage.name:
             self._restore(run.position)
         names = {*run.trained, *(part.name for part in self.parts)}
@@ -95,6 +100,11 @@ class StageRun:
         if snapshot is not None:
             snapshot.check(run.model)
         if self.done == len(self.steps):
+            if self.without_loss > 1:  # one may be the last batch's fault, and its step was not made
+                raise TrainingError(
+                    f"stage {stage.name!r} ended with {self.without_loss} steps in a row without a finite loss; nothing "
+                    "was saved. Checkpoints written before are untouched; lower the rate, or look at the logged samples"
+                )
             self._save(stage_done=True)
         if self.stopped:
             accelerator.end_training()
@@ -110,8 +120,14 @@ class StageRun:
         last = self.done == len(self.steps)
         if last or (stage.eval_every and self.done % stage.eval_every == 0):
             self._evaluate()
-        if not last and (stop or (stage.save_every and self.done % stage.save_every == 0)):
-            self._save(stage_done=False)
+        self.due |= stop or bool(stage.save_every and self.done % stage.save_every == 0)
+        self.without_loss = 0 if math.isfinite(result.loss) else self.without_loss + 1
+        if self.due and not last:
+            # Weights that give no finite loss may be beyond repair: the checkpoint waits for a step that learned.
+            if result.updated:
+                self._save(stage_done=False)
+            elif stop:
+                log.warning("step %d learned nothing, so it was not saved; --resume goes on before it", self.done)
         self.clock = time.monotonic()
 
     def _evaluate(self) -> None:
@@ -127,6 +143,8 @@ class StageRun:
 
     def _save(self, *, stage_done: bool) -> None:
         run, accelerator = self.shared, self.shared.accelerator
+        check_finite(self.parts)
+        self.due = False
         if accelerator.is_main_process:
             scaler = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
             position = Position(self.stage.name, self.done, stage_done, self.data.fingerprint(), scaler)

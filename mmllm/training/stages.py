@@ -194,6 +194,16 @@ class GradientWatch:
         return warnings
 
 
+def check_finite(parts: Iterable[TrainedPart]) -> None:
+    """Raise ``TrainingError`` naming trained tensors that hold NaN or infinity: such weights must not replace good ones."""
+    bad = [name for part in parts for name, p in part.parameters.items() if not bool(p.detach().isfinite().all())]
+    if bad:
+        raise TrainingError(
+            f"trained tensors are no longer finite: {_some(bad)}; nothing was saved. Checkpoints written before are "
+            "untouched; lower the rate, or look at the samples of the steps before"
+        )
+
+
 def check_modalities(stage: StageConfig, trained: Iterable[TrainedPart], data: StageData) -> None:
     """Raise ``TrainingError`` when the stage trains a part of a modality that its data never holds.
 

@@ -182,6 +182,22 @@ def test_plugins_are_imported_and_a_missing_one_is_a_problem(tmp_path: Path, mon
         parse({**GOOD, "plugins": ["no_such_parts"]})
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "part_lr={inputs.*: .inf}",
+        "objectives={text: .inf}",
+        "optimizer={clip: .inf}",
+        "optimizer={eps: .nan}",
+        "optimizer={weight_decay: .inf}",
+        "lr=.nan",
+    ],
+)
+def test_rates_and_weights_are_finite_numbers(tmp_path: Path, override: str) -> None:
+    with pytest.raises(ConfigError, match="finite"):
+        load(write(tmp_path / "c.yaml", GOOD), [f"stages.align.{override}"])
+
+
 def test_dotted_paths_in_values_are_never_imported(tmp_path: Path) -> None:
     tree = {**GOOD, "model": merge(GOOD["model"], {"backbone": {"kind": "os.system"}})}
     with pytest.raises(ConfigError, match="unknown backbone kind"):

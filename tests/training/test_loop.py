@@ -86,9 +86,9 @@ def test_no_step_is_made_when_the_loss_is_not_finite(
     assert message.count(", ") <= 3, "only the micro-batch of the bad sample is named"
 
 
-def test_weights_stay_when_no_step_is_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_stay_when_the_step_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poison(monkeypatch, *(f"s{i:02d}" for i in range(17)))
-    config, context = systems.system(tmp_path, systems.stage(epochs=1))
+    config, context = systems.system(tmp_path, systems.stage(epochs=None, max_steps=1))
     torch.manual_seed(config.seed)
     before = {n: p.clone() for n, p in MultimodalLM.from_config(config.model, context).named_parameters()}
     final = train(config, context)
@@ -96,6 +96,41 @@ def test_weights_stay_when_no_step_is_finite(tmp_path: Path, monkeypatch: pytest
 
     after = load_file(final / "parts.safetensors")
     assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
+def test_no_checkpoint_is_made_of_a_step_that_learned_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights without a finite loss must not push the good checkpoints out; the save waits for the next good step."""
+    config, context = systems.system(tmp_path, systems.stage(epochs=1, save_every=1), keep_last=9)
+    order = StageData(config.stages[0].data, config.seed, context).order(0)
+    poison(monkeypatch, f"s{order[4]:02d}")  # the second of five steps
+    train(config, context)
+    steps = [int(path.name[-8:]) for path in (tmp_path / "run" / "checkpoints").iterdir()]
+    assert sorted(steps) == [1, 3, 4, 5]
+
+
+def test_a_stage_that_ends_without_finite_losses_saves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    poison(monkeypatch, *(f"s{i:02d}" for i in range(17)))
+    with pytest.raises(TrainingError, match="ended with 5 steps in a row without a finite loss"):
+        run(tmp_path, epochs=1, save_every=1)
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+    assert not (tmp_path / "run" / "final").exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, steps = torch.optim.AdamW.step, 0
+
+    def exploding(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        result = step(self, *args, **kwargs)
+        if steps == 2:
+            self.param_groups[0]["params"][0].data.view(-1)[0] = torch.nan
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", exploding)
+    with pytest.raises(TrainingError, match=r"no longer finite: inputs\.\S+; nothing was saved"):
+        run(tmp_path, epochs=1, save_every=1)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["0-align-00000001"]
 
 
 def test_too_many_steps_without_finite_loss_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
