@@ -29,6 +29,12 @@ class TrainingError(MmllmError):
     """A run cannot start or go on: nothing to train, non-finite loss, a declared part without gradient."""
 
 
+def brief(error: BaseException, limit: int = 300) -> str:
+    """A library's error in one line of at most ``limit`` characters: some list everything they know."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 2].rstrip() + " …"
+
+
 class ConfigError(MmllmError):
     """All mistakes of a configuration at once.
 

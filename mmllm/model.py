@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmllm.backbones.base import Backbone
-from mmllm.config.base import BuildContext
+from mmllm.config.base import BuildContext, problems_at
 from mmllm.config.run import ModelConfig
 from mmllm.encoders.base import Encoder
+from mmllm.errors import ConfigError
 from mmllm.projectors.base import Projector
 
 if TYPE_CHECKING:
@@ -60,14 +61,28 @@ class MultimodalLM(nn.Module):
 
     @classmethod
     def from_config(cls, config: ModelConfig, context: BuildContext) -> MultimodalLM:
-        """Build every part and wire the dimensions. With ``torch.device("meta")`` around it, nothing is allocated."""
+        """Build every part and wire the dimensions. With ``torch.device("meta")`` around it, nothing is allocated.
+
+        Raises ``ConfigError`` with everything that the parts refuse, each under its dotted path.
+        """
         markers = 2 * sum(part.markers for part in config.inputs.values())
-        backbone = config.backbone.build(context, num_new_tokens=markers)
+        problems: list[tuple[str, str]] = []
+        backbone: Backbone | None = None
         inputs = {}
+        with problems_at("model.backbone", problems, context):
+            backbone = config.backbone.build(context, num_new_tokens=markers)
         for name, part in config.inputs.items():
-            encoder = part.encoder.build(context)
-            projector = part.projector.build(context, input_dim=encoder.output_dim, output_dim=backbone.hidden_dim)
-            inputs[name] = Input(encoder, projector)
+            path = f"model.inputs.{name}"
+            with problems_at(f"{path}.encoder", problems, context):
+                encoder = part.encoder.build(context)
+            if backbone is not None and not problems:
+                with problems_at(f"{path}.projector", problems, context):
+                    projector = part.projector.build(
+                        context, input_dim=encoder.output_dim, output_dim=backbone.hidden_dim
+                    )
+                    inputs[name] = Input(encoder, projector)
+        if backbone is None or problems:
+            raise ConfigError(problems)
         return cls(inputs, backbone)
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:

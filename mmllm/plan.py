@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mmllm.config.base import BuildContext
-from mmllm.config.run import InputConfig, ModelConfig, RunConfig
+from mmllm.config.base import BuildContext, problems_at
+from mmllm.config.contradictions import contradictions, matching, rate
+from mmllm.config.run import InputConfig, ModelConfig, RunConfig, StageConfig
 from mmllm.errors import ConfigError, MediaError
 
 
@@ -53,25 +53,23 @@ def make_plan(config: RunConfig, context: BuildContext) -> Plan:
 
     offline = BuildContext(weights=False, root=context.root, trust_remote_code=context.trust_remote_code)
     problems: list[tuple[str, str]] = []
-    inputs: dict[str, InputPlan] = {}
-    for name, part in config.model.inputs.items():
-        path = f"model.inputs.{name}"
-        try:
-            inputs[name] = _input_plan(part, offline)
-        except ValueError as error:  # ours, and those with which the libraries refuse sizes that do not fit
-            problems.append((path, str(error)))
+    tokens = {
+        name: _tokens(f"model.inputs.{name}", part, offline, problems) for name, part in config.model.inputs.items()
+    }
     try:
         with torch.device("meta"):
             model = MultimodalLM.from_config(config.model, offline)
-    except ValueError as error:
-        if not problems:
-            problems.append(("model", str(error)))
+    except ConfigError as error:
+        problems += error.problems
+    if not problems:
+        problems += contradictions(config, offline, model.parts()) + _too_long(config, tokens)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(list(dict.fromkeys(problems)))  # a size that does not fit is met by preprocessor and encoder
+    inputs = {
+        name: InputPlan(part.encoder.kind, part.projector.kind, model.inputs[name].encoder.output_dim, tokens[name])  # type: ignore[union-attr, arg-type]
+        for name, part in config.model.inputs.items()
+    }
     parameters = {name: sum(p.numel() for p in part.values()) for name, part in model.parts().items()}
-    problems += _contradictions(config, inputs, parameters)
-    if problems:
-        raise ConfigError(problems)
     stages = [_stage_plan(stage, parameters) for stage in config.stages]
     return Plan(
         model.backbone.hidden_dim, model.backbone.vocab_rows, inputs, parameters, sum(parameters.values()), stages
@@ -101,57 +99,41 @@ EXAMPLES: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
 }
 
 
-def _input_plan(part: InputConfig, context: BuildContext) -> InputPlan:
-    import torch
+def _tokens(path: str, part: InputConfig, context: BuildContext, problems: list[tuple[str, str]]) -> dict[str, int]:
+    """Backbone tokens that each example takes. What is refused is added to ``problems``."""
+    tokens: dict[str, int] = {}
+    with problems_at(f"{path}.encoder", problems, context):
+        preprocessor = part.encoder.preprocessor(context)
+        for label, make in EXAMPLES[preprocessor.media].items():
+            try:
+                item = preprocessor(make(preprocessor.decode_options))
+            except MediaError as error:  # longer than this encoder takes; the plan shows what it does take
+                refusal = error
+                continue
+            with problems_at(f"{path}.projector", problems, context):
+                tokens[label] = part.projector.num_outputs(preprocessor.num_tokens(item)) + 2 * part.markers
+        if not tokens:
+            raise refusal
+    return tokens
 
-    preprocessor = part.encoder.preprocessor(context)
-    tokens = {}
-    for label, make in EXAMPLES[preprocessor.media].items():
-        try:
-            item = preprocessor(make(preprocessor.decode_options))
-        except MediaError as error:  # longer than this encoder takes; the plan shows what it does take
-            refusal = error
-            continue
-        tokens[label] = part.projector.num_outputs(preprocessor.num_tokens(item)) + 2 * part.markers
-    if not tokens:
-        raise refusal
-    with torch.device("meta"):
-        feature_dim = part.encoder.build(context).output_dim
-    return InputPlan(part.encoder.kind, part.projector.kind, feature_dim, tokens)
 
-
-def _contradictions(
-    config: RunConfig, inputs: dict[str, InputPlan], parameters: dict[str, int]
-) -> list[tuple[str, str]]:
+def _too_long(config: RunConfig, tokens: Mapping[str, Mapping[str, int]]) -> list[tuple[str, str]]:
     problems = []
     for index, stage in enumerate(config.stages):
-        for name, plan in inputs.items():
-            label, smallest = min(plan.tokens.items(), key=lambda item: item[1])
+        for name, examples in tokens.items():
+            label, smallest = min(examples.items(), key=lambda item: item[1])
             if smallest >= stage.max_length:
-                problems.append(
-                    (
-                        f"stages.{index}.max_length",
-                        f"{stage.max_length} tokens, but one {name} ({label}) takes {smallest}; raise max_length "
-                        "or choose a projector with fewer outputs",
-                    )
+                text = (
+                    f"{stage.max_length} tokens, but one {name} ({label}) takes {smallest}; raise max_length "
+                    "or choose a projector with fewer outputs"
                 )
-        if stage.micro_batch_size > stage.batch_size:
-            problems.append(
-                (
-                    f"stages.{index}.micro_batch_size",
-                    f"{stage.micro_batch_size} is more than batch_size {stage.batch_size}",
-                )
-            )
-        for position, pattern in enumerate(stage.train):
-            if not any(parameters.get(name) for name in fnmatch.filter(parameters, pattern)):
-                problems.append((f"stages.{index}.train.{position}", f"{pattern!r} names a part without parameters"))
+                problems.append((f"stages.{index}.max_length", text))
     return problems
 
 
-def _stage_plan(stage: Any, parameters: dict[str, int]) -> StagePlan:
-    parts = {n: c for n, c in parameters.items() if any(fnmatch.fnmatchcase(n, pattern) for pattern in stage.train)}
-    lr = {n: next((rate for p, rate in stage.part_lr.items() if fnmatch.fnmatchcase(n, p)), stage.lr) for n in parts}
-    return StagePlan(stage.name, sum(parts.values()), parts, lr)
+def _stage_plan(stage: StageConfig, parameters: dict[str, int]) -> StagePlan:
+    parts = {name: parameters[name] for name in matching(stage.train, parameters)}
+    return StagePlan(stage.name, sum(parts.values()), parts, {name: rate(stage, name) for name in parts})
 
 
 def count(number: int) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from mmllm.config.base import BuildContext
+from mmllm.config.base import BuildContext, suggest
 from mmllm.config.families import BackboneConfig
-from mmllm.errors import MmllmError
+from mmllm.errors import CheckpointError, ConfigError, MmllmError, brief
+from mmllm.pretrained import is_local
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -26,7 +29,8 @@ class CausalLMConfig(BackboneConfig):
     loaded they are checked against it. ``chat_template``: the name of a template that ships with mmllm (``chatml``,
     ``vicuna``, ``plain``) or a Jinja file, for tokenizers that have none of their own or the wrong one.
     ``tokenizer_path``: where the tokenizer is, when not beside the weights. Without ``pretrained`` the weights are random,
-    and without a tokenizer bytes are the tokens: such a model is for trying out a combination.
+    and without a tokenizer bytes are the tokens: such a model is for trying out a combination. ``attention``: which
+    implementation; by default transformers takes the best that the model has, ``sdpa`` for most.
     """
 
     kind: Literal["causal_lm"] = "causal_lm"
@@ -35,51 +39,85 @@ class CausalLMConfig(BackboneConfig):
     architecture: dict[str, Any] | None = None
     tokenizer_path: str | None = None
     chat_template: str | None = None
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
 
     def tiny(self) -> Self:
         model_type = (self.architecture or {}).get("model_type", "llama")
+        known = field_names(config_class(model_type))
+        numbers = {name: number for name, number in TINY.items() if name in known}
         return self.model_copy(
             update={
                 "pretrained": None,
                 "revision": None,
                 "tokenizer_path": None,
                 "chat_template": None,
-                "architecture": {"model_type": model_type, **TINY, "vocab_size": TINY_VOCAB},
+                "architecture": {"model_type": model_type, **numbers, "vocab_size": TINY_VOCAB},
             }
         )
 
     def hf_config(self, context: BuildContext) -> PretrainedConfig:
-        """The transformers config: of the local folder, of the given architecture, or (weights wanted) of the hub."""
+        """The transformers config: of the local folder, of the given architecture, or (weights wanted) of the hub.
+
+        Raises ``ConfigError`` with paths inside this config, or ``CheckpointError``.
+        """
         from transformers import AutoConfig
 
         path = context.resolve(self.pretrained) if self.pretrained else None
-        if path and (context.weights or Path(path).is_dir()):
-            config = AutoConfig.from_pretrained(
-                path, revision=self.revision, trust_remote_code=context.trust_remote_code
+        here = path is not None and Path(path).is_dir()
+        if path and is_local(path) and not here and (context.weights or self.architecture is None):
+            raise CheckpointError(
+                f"found no folder {path}; expected a transformers checkpoint there, check `pretrained`"
             )
-            wrong = {k: v for k, v in (self.architecture or {}).items() if getattr(config, k) != v}
-            if wrong:
-                found = ", ".join(f"{k} is {getattr(config, k)!r}, the config says {v!r}" for k, v in wrong.items())
-                raise MmllmError(f"backbone {self.pretrained}: {found}; correct `architecture` or `pretrained`")
+        if path and (context.weights or here):
+            try:
+                config = AutoConfig.from_pretrained(
+                    path, revision=self.revision, trust_remote_code=context.trust_remote_code
+                )
+            except (OSError, ValueError, KeyError) as error:
+                raise CheckpointError(f"cannot read the config of {self.pretrained}: {brief(error)}") from error
+            self._check_declared(config)
             return config
         if self.architecture is None:
             raise MmllmError(
                 f"backbone {self.pretrained}: its architecture is not known offline; give `architecture: "
                 "{model_type: …, hidden_size: …, num_hidden_layers: …, vocab_size: …}` or a local folder as `pretrained`"
             )
-        numbers = dict(self.architecture)
-        config = AutoConfig.for_model(numbers.pop("model_type", None), **numbers)
-        heads, groups = numbers.get("num_attention_heads"), numbers.get("num_key_value_heads")
-        if heads and groups and heads % groups:  # transformers finds out only in the first forward pass
-            raise MmllmError(
-                f"backbone: {heads} attention heads cannot share {groups} key-value heads; num_key_value_heads must divide "
-                "num_attention_heads"
+        return config_of(self.architecture)
+
+    def _check_declared(self, config: PretrainedConfig) -> None:
+        declared = self.architecture or {}
+        known = {*field_names(type(config)), *vars(config)}
+        problems = [unknown_field(key, known) for key in declared if key not in known]
+        problems += [
+            (
+                f"architecture.{key}",
+                f"is {value!r}, but {self.pretrained} has {getattr(config, key)!r}; correct one of them",
             )
-        return config
+            for key, value in declared.items()
+            if key in known and getattr(config, key, None) != value
+        ]
+        if problems:
+            raise ConfigError(problems)
 
     def vocab_rows(self, context: BuildContext) -> int:
         return int(self.hf_config(context).vocab_size)
+
+    def num_tokens(self, context: BuildContext) -> int | None:
+        source = self.tokenizer_path or self.pretrained
+        fetched = source is not None and not Path(context.resolve(source)).exists()
+        return None if fetched and not context.weights else len(self.tokenizer(context))
+
+    def max_positions(self, context: BuildContext) -> int | None:
+        config = self.hf_config(context)
+        # A plan for a hub's model has the numbers that the YAML gives; transformers' default is not its limit.
+        guessed = (
+            self.pretrained is not None and not context.weights and not Path(context.resolve(self.pretrained)).exists()
+        )
+        own_name = type(config).attribute_map.get("max_position_embeddings", "max_position_embeddings")
+        if guessed and not {own_name, "max_position_embeddings"} & set(self.architecture or {}):
+            return None
+        number = getattr(config, "max_position_embeddings", None)
+        return number if isinstance(number, int) and number > 0 else None
 
     def tokenizer(self, context: BuildContext) -> PreTrainedTokenizerBase:
         source = self.tokenizer_path or self.pretrained
@@ -88,16 +126,18 @@ class CausalLMConfig(BackboneConfig):
         else:
             from transformers import AutoTokenizer
 
-            tokenizer = AutoTokenizer.from_pretrained(
-                context.resolve(source), revision=self.revision, trust_remote_code=context.trust_remote_code
-            )
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(
+                    context.resolve(source), revision=self.revision, trust_remote_code=context.trust_remote_code
+                )
+            except (OSError, ValueError, KeyError) as error:
+                raise CheckpointError(f"cannot read the tokenizer of {source}: {brief(error)}") from error
         if self.chat_template is not None:
             tokenizer.chat_template = read_template(self.chat_template, context)
         if tokenizer.chat_template is None:
             known = ", ".join(sorted(p.stem for p in TEMPLATES.glob("*.jinja")))
-            raise MmllmError(
-                f"backbone {source}: its tokenizer has no chat template; "
-                f"set `backbone.chat_template` to a Jinja file or one of {known}"
+            raise ConfigError(
+                [("chat_template", f"the tokenizer of {source} has none; set a Jinja file or one of {known}")]
             )
         return tokenizer
 
@@ -108,7 +148,59 @@ class CausalLMConfig(BackboneConfig):
         return CausalLM(model, adapter=self.adapter, num_new_tokens=num_new_tokens)
 
 
-# Enough names for every transformers family: each takes those it knows.
+def config_of(architecture: Mapping[str, Any]) -> PretrainedConfig:
+    """transformers' config of ``{model_type: …, hidden_size: …}``. Raises ``ConfigError`` for names and numbers that it
+    refuses.
+    """
+    from huggingface_hub.errors import StrictDataclassError
+
+    numbers = dict(architecture)
+    cls = config_class(numbers.pop("model_type", None))
+    known = field_names(cls)
+    problems = [unknown_field(key, known) for key in numbers if key not in known]
+    if problems:
+        raise ConfigError(problems)
+    try:
+        config = cls(**numbers)
+    except (StrictDataclassError, ValueError, TypeError, ArithmeticError, KeyError, AttributeError) as error:
+        # "Validation error for field …:\n    TypeError: Field 'hidden_size' expected int, got str"
+        reason = str(error).strip().rpartition("\n")[2].strip()
+        raise ConfigError([("architecture", f"transformers refuses it: {reason:.300}")]) from error
+    heads, groups = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    if heads and groups and heads % groups:  # transformers finds out only in the first forward pass
+        text = f"{heads} attention heads cannot share {groups} key-value heads; it must divide num_attention_heads"
+        raise ConfigError([("architecture.num_key_value_heads", text)])
+    return config
+
+
+def config_class(model_type: Any) -> type[PretrainedConfig]:
+    """The config class of a family of causal language models. Raises ``ConfigError`` for any other ``model_type``."""
+    from transformers import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as FAMILIES
+
+    if model_type not in FAMILIES:
+        found = "required, but not given" if model_type is None else f"transformers has no causal LM {model_type!r}"
+        near = suggest(str(model_type), FAMILIES) or "; for example llama, qwen2 or gpt2"
+        raise ConfigError([("architecture.model_type", found + near)])
+    cls: type[PretrainedConfig] = CONFIG_MAPPING[model_type]
+    return cls
+
+
+def field_names(cls: type[PretrainedConfig]) -> set[str]:
+    """The names that a transformers config takes: its own, and the usual ones that it maps to them."""
+    names = {*inspect.signature(cls.__init__).parameters, *cls.attribute_map, "model_type", "torch_dtype"} - {
+        "self",
+        "kwargs",
+    }
+    return names | {"rope_theta", "rope_scaling", "partial_rotary_factor"} if "rope_parameters" in names else names
+
+
+def unknown_field(key: str, known: Iterable[str]) -> tuple[str, str]:
+    """The problem of a key that the family's config does not have; transformers would keep it without a word."""
+    return f"architecture.{key}", f"unknown to transformers' config of this model_type{suggest(key, known)}"
+
+
+# The usual names; a family takes those it knows.
 TINY = {
     "hidden_size": 32,
     "intermediate_size": 48,

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mmllm.backbones.base import Backbone, NewTokens
-from mmllm.errors import MmllmError
+from mmllm.errors import CheckpointError, ConfigError, brief
 
 if TYPE_CHECKING:
     from mmllm.backbones.causal_lm import CausalLMConfig
@@ -24,20 +25,45 @@ def load_causal_lm(config: CausalLMConfig, context: BuildContext) -> Any:
 
     logging.disable_progress_bar()  # a second progress display beside ours, and noise in a command's output
     hf_config = config.hf_config(context)
-    options = {"attn_implementation": config.attention, "trust_remote_code": context.trust_remote_code}
+    options: dict[str, Any] = {"trust_remote_code": context.trust_remote_code}
+    if config.attention is not None:
+        options["attn_implementation"] = config.attention
     if config.pretrained is None or not context.weights:
-        model = AutoModelForCausalLM.from_config(hf_config, dtype=context.dtype or torch.float32, **options)
+        try:
+            model = AutoModelForCausalLM.from_config(hf_config, dtype=context.dtype or torch.float32, **options)
+        except REFUSALS as error:
+            raise _refusal(error) from error
     else:
         path = context.resolve(config.pretrained)
         if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
-            raise MmllmError(
+            raise CheckpointError(
                 f"backbone {path}: no .safetensors file in the folder; pickled weights are refused, convert them first"
             )
-        model = AutoModelForCausalLM.from_pretrained(
-            path, config=hf_config, revision=config.revision, dtype=context.dtype, use_safetensors=True, **options
-        )
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                path, config=hf_config, revision=config.revision, dtype=context.dtype, use_safetensors=True, **options
+            )
+        except torch.OutOfMemoryError:
+            raise
+        except OSError as error:
+            raise CheckpointError(f"cannot read the weights of {config.pretrained}: {brief(error)}") from error
+        except (SafetensorError, *REFUSALS) as error:
+            if "ttention" in str(error):
+                raise _refusal(error) from error
+            raise CheckpointError(f"{config.pretrained} does not fit its config: {brief(error)}") from error
     model.config.use_cache = False
     return model
+
+
+# With these transformers and torch refuse numbers that do not fit together.
+REFUSALS = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, ImportError, RuntimeError)
+
+
+def _refusal(error: Exception) -> ConfigError:
+    """The mistake behind an error of transformers: an attention that the model does not have, or sizes."""
+    asked = "attention implementation" in str(error) or "lash" in str(error)
+    path, advice = ("attention", "; leave it out") if asked else ("architecture", "")
+    return ConfigError([(path, f"transformers refuses it: {brief(error, 200)}{advice}")])
 
 
 class CausalLM(Backbone):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import difflib
 import importlib
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import PydanticCustomError
 
-from mmllm.errors import ConfigError
+from mmllm.errors import CheckpointError, ConfigError, MmllmError, brief
 
 if TYPE_CHECKING:
     import torch
@@ -135,6 +136,27 @@ def component_class(family: str, kind: str) -> type[ComponentConfig]:
     module, name = BUILTIN[family][kind].split(":")
     cls: type[ComponentConfig] = getattr(importlib.import_module(module), name)
     return cls
+
+
+@contextmanager
+def problems_at(path: str, problems: list[tuple[str, str]], context: BuildContext) -> Iterator[None]:
+    """Collect what a component at the dotted ``path`` refuses while it is built, under that path.
+
+    Takes our errors and the ``ValueError`` with which the libraries refuse sizes. A damaged checkpoint is no mistake of
+    the configuration: where weights are read it stays a ``CheckpointError``, raised at once.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        problems += [(f"{path}.{inner}" if inner else path, text) for inner, text in error.problems]
+    except CheckpointError as error:
+        if context.weights:
+            raise CheckpointError(f"{path}: {error}") from error
+        problems.append((path, str(error)))
+    except MmllmError as error:
+        problems.append((path, str(error)))
+    except ValueError as error:
+        problems.append((path, brief(error)))
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

@@ -96,6 +96,14 @@ class BackboneConfig(ComponentConfig):
     def vocab_rows(self, context: BuildContext) -> int:
         """Rows of the backbone's embedding table; ids from here on are mmllm's new tokens."""
 
+    def num_tokens(self, context: BuildContext) -> int | None:
+        """How many tokens the tokenizer has; None when that is in files which ``context`` does not allow to fetch."""
+        return None
+
+    def max_positions(self, context: BuildContext) -> int | None:
+        """The longest sequence that the backbone takes; None when it has no limit, or that is not known."""
+        return None
+
     @abstractmethod
     def build(self, context: BuildContext, *, num_new_tokens: int) -> Backbone: ...
 

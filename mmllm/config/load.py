@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from mmllm.config.base import load_plugins, problems_of, suggest
+from mmllm.config.base import load_plugins, problems_of
+from mmllm.config.contradictions import pattern_problems
 from mmllm.config.run import RunConfig
 from mmllm.errors import ConfigError
 
@@ -215,7 +215,7 @@ def part_names(tree: Mapping[str, Any]) -> list[str]:
 
 
 def _unmatched_patterns(tree: Mapping[str, Any]) -> Problems:
-    """Stage patterns that name no part of the model, and the same mistake in ``part_lr``; also stage names used twice."""
+    """Stage patterns that name no part of the model, or no trained one in ``part_lr``; also stage names used twice."""
     stages = tree.get("stages")
     problems: Problems = []
     known = part_names(tree)
@@ -223,14 +223,9 @@ def _unmatched_patterns(tree: Mapping[str, Any]) -> Problems:
     for index, stage in enumerate(stages if isinstance(stages, list) else []):
         if not isinstance(stage, Mapping):
             continue
-        for key in ("train", "part_lr"):
-            patterns = stage.get(key)
-            for position, pattern in enumerate(patterns if isinstance(patterns, (list, Mapping)) else []):
-                if isinstance(pattern, str) and not fnmatch.filter(known, pattern):
-                    where = f"stages.{index}.{key}.{position if key == 'train' else pattern}"
-                    problems.append(
-                        (where, f"{pattern!r} matches no part{suggest(pattern, known)}; parts: {', '.join(known)}")
-                    )
+        train, rates = stage.get("train"), stage.get("part_lr")
+        patterns = [pattern for pattern in train if isinstance(pattern, str)] if isinstance(train, list) else []
+        problems += pattern_problems(f"stages.{index}", patterns, rates if isinstance(rates, Mapping) else (), known)
         name = stage.get("name")
         if isinstance(name, str) and name in seen:
             problems.append((f"stages.{index}.name", f"{name!r} names an earlier stage too; stage names are unique"))

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mmllm.config.base import BuildContext
-from mmllm.errors import DataError, MediaError, SampleTooLong
+from mmllm.config.base import BuildContext, problems_at
+from mmllm.errors import ConfigError, DataError, MediaError, SampleTooLong
 from mmllm.processing.audio import decode_audio
 from mmllm.processing.images import decode_image
 from mmllm.processing.messages import Message, Part, Sample, check_turns, parse_messages
@@ -152,9 +152,17 @@ class Processor:
 
     @classmethod
     def from_config(cls, config: ModelConfig, context: BuildContext) -> Processor:
-        """Tokenizer and preprocessors of a configuration; no weights are read."""
-        preprocessors = {name: part.encoder.preprocessor(context) for name, part in config.inputs.items()}
-        return cls(config.backbone.tokenizer(context), config.backbone.vocab_rows(context), config, preprocessors)
+        """Tokenizer and preprocessors of a configuration; no weights are read. Raises ``ConfigError``."""
+        problems: list[tuple[str, str]] = []
+        preprocessors = {}
+        with problems_at("model.backbone", problems, context):
+            tokenizer, rows = config.backbone.tokenizer(context), config.backbone.vocab_rows(context)
+        for name, part in config.inputs.items():
+            with problems_at(f"model.inputs.{name}.encoder", problems, context):
+                preprocessors[name] = part.encoder.preprocessor(context)
+        if problems:
+            raise ConfigError(problems)
+        return cls(tokenizer, rows, config, preprocessors)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files and ``processor.json`` (new tokens and their ids, for readers of the checkpoint)."""

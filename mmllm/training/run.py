@@ -5,22 +5,24 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from mmllm.config.base import BuildContext, suggest
+from mmllm.config.contradictions import contradictions, matching
 from mmllm.config.load import dump
 from mmllm.config.run import RunConfig, StageConfig
-from mmllm.errors import TrainingError
+from mmllm.errors import ConfigError, TrainingError
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
 from mmllm.training import checkpoint, resuming
 from mmllm.training.references import check_references, pinned
 from mmllm.training.report import Reporter, check_trackers, duration, write_summary
 from mmllm.training.stage_run import Run, StageRun
-from mmllm.training.stages import check_stages, set_dtypes
+from mmllm.training.stages import set_dtypes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -85,7 +87,11 @@ def open_run(
     torch.manual_seed(config.seed)
     processor = Processor.from_config(config.model, context)
     model = MultimodalLM.from_config(config.model, context)
-    set_dtypes(model, check_stages(config, model.parts()), config.precision)
+    if problems := contradictions(config, context, model.parts()):
+        raise ConfigError(problems)
+    set_dtypes(
+        model, matching(chain.from_iterable(stage.train for stage in config.stages), model.parts()), config.precision
+    )
     if config.compile:
         model.backbone.compile_layers()
     run = Run(config, context, accelerator, model, processor, folder, Reporter(accelerator, folder))

@@ -5,15 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from itertools import chain
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from mmllm.config.base import suggest
-from mmllm.config.run import RunConfig, StageConfig
+from mmllm.config.contradictions import matching, pattern_problems, rate
+from mmllm.config.run import StageConfig
 from mmllm.data.mixture import StageData
 from mmllm.errors import ConfigError, DataError, TrainingError
 from mmllm.model import MultimodalLM
@@ -39,43 +38,10 @@ def resolve(stage: StageConfig, parts: Mapping[str, dict[str, nn.Parameter]]) ->
     Patterns are shell-style over part names (``inputs.*.projector``); ``backbone`` alone means the backbone's own
     weights. Raises ``ConfigError`` for every pattern of ``train`` or ``part_lr`` that matches nothing.
     """
-    trained = [name for name in parts if any(fnmatchcase(name, pattern) for pattern in stage.train)]
-    where = f"stages.{stage.name}"
-    problems = [
-        (f"{where}.train", f"{pattern!r} matches no part; the parts are {', '.join(parts)}{suggest(pattern, parts)}")
-        for pattern in stage.train
-        if not any(fnmatchcase(name, pattern) for name in parts)
-    ] + [
-        (
-            f"{where}.part_lr",
-            f"{pattern!r} matches no trained part; trained are {', '.join(trained)}{suggest(pattern, trained)}",
-        )
-        for pattern in stage.part_lr
-        if not any(fnmatchcase(name, pattern) for name in trained)
-    ]
+    problems = pattern_problems(f"stages.{stage.name}", stage.train, stage.part_lr, parts)
     if problems:
         raise ConfigError(problems)
-    return [TrainedPart(name, parts[name], _rate(stage, name)) for name in trained]
-
-
-def _rate(stage: StageConfig, part: str) -> float:
-    return next((lr for pattern, lr in stage.part_lr.items() if fnmatchcase(part, pattern)), stage.lr)
-
-
-def check_stages(config: RunConfig, parts: Mapping[str, dict[str, nn.Parameter]]) -> set[str]:
-    """Resolve every stage before the first one runs; the parts that any of them trains.
-
-    Raises one ``ConfigError`` with all mistakes.
-    """
-    problems, names = [], set()
-    for stage in config.stages:
-        try:
-            names |= {part.name for part in resolve(stage, parts)}
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
-    return names
+    return [TrainedPart(name, parts[name], rate(stage, name)) for name in matching(stage.train, parts)]
 
 
 def set_dtypes(model: MultimodalLM, trained: Iterable[str], precision: Literal["fp32", "bf16", "fp16"]) -> None:
