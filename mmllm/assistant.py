@@ -11,7 +11,7 @@ import torch
 
 from mmllm.config.base import BuildContext
 from mmllm.config.load import load as load_config
-from mmllm.errors import CheckpointError
+from mmllm.errors import CheckpointError, MmllmError, brief
 from mmllm.generation import Decoding, TextStream, decode
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
@@ -125,6 +125,14 @@ def model_folder(name: str | Path) -> Path:
     )
 
 
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device of that name. Raises ``MmllmError`` when there is none on this machine."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise MmllmError(f"device {str(name)!r} cannot be used here: {brief(error, 200)}") from error
+
+
 def load(
     name: str | Path = "embedded",
     *,
@@ -141,7 +149,7 @@ def load(
     from mmllm.training.references import check_references, pinned
 
     folder = model_folder(name)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = usable_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     context = BuildContext(dtype=dtype, root=folder.resolve(), trust_remote_code=trust_remote_code)
     check_references(folder)  # before anything is built from them: a missing folder would be taken for a hub id

@@ -18,12 +18,21 @@ CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.paren
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 failed, 2 wrong usage or a contradictory configuration."""
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    # argparse takes no second group of positional words: overrides behind an option are left over.
+    overrides = [word for word in rest if "=" in word and not word.startswith("-") and hasattr(options, "overrides")]
+    if len(overrides) < len(rest):
+        parser.error(f"unrecognized arguments: {' '.join(word for word in rest if word not in overrides)}")
+    if overrides:
+        options.overrides += overrides
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
     except ConfigError as error:
-        print(error, file=sys.stderr)
+        # What is found in building does not know the file that it came from.
+        named = error.source == "config" and hasattr(options, "config")
+        print(ConfigError(error.problems, str(find_config(options.config))) if named else error, file=sys.stderr)
         return 2
     except MmllmError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -32,6 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone (`mmllm list | head`); Python would complain again when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def positive(text: str) -> int:
+    """A whole number above zero, for argparse."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number}; expected at least 1")
+    return number
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,7 +98,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, help="seed of the sampling (with --temperature)")
     sub.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     sub.add_argument("--top-p", type=float, default=1.0)
-    sub.add_argument("--max-new-tokens", type=int, default=256)
+    sub.add_argument("--max-new-tokens", type=positive, default=256)
     sub.add_argument("--json", action="store_true", help="print JSON")
 
     sub = add("eval", _eval, "score a model's answers on a data file")
@@ -86,8 +106,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", required=True, metavar="FILE", help="messages JSONL")
     sub.add_argument("--metric", default="exact_match", choices=["exact_match"])
     sub.add_argument("--group-by", metavar="FIELD", help="also report by this extra field of the samples")
-    sub.add_argument("--batch-size", type=int, default=16)
-    sub.add_argument("--max-new-tokens", type=int, default=64)
+    sub.add_argument("--batch-size", type=positive, default=16)
+    sub.add_argument("--max-new-tokens", type=positive, default=64)
     sub.add_argument("--json", action="store_true", help="print JSON (the default; kept for scripts)")
 
     sub = add("demo", _demo, "open the chat demo in the browser")
@@ -110,7 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     show = data.add_parser("show", help="print a batch with the supervised text coloured")
     config(show)
     show.add_argument("--stage", help="stage name; default: the first")
-    show.add_argument("--n", type=int, default=4, help="number of samples")
+    show.add_argument("--n", type=positive, default=4, help="number of samples")
     show.set_defaults(command=_data_show)
     return parser
 
@@ -121,8 +141,9 @@ def find_config(name: str) -> Path:
     if path.is_file() or path.suffix in (".yaml", ".yml"):
         return path
     for folder in CONFIG_FOLDERS:
-        for match in folder.rglob(f"{name}.yaml"):
-            return match
+        for match in sorted(folder.rglob("*.yaml")):
+            if f"/{match.relative_to(folder).with_suffix('').as_posix()}".endswith(f"/{name}"):
+                return match
     return path
 
 
@@ -131,7 +152,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
     from mmllm.config.load import load
 
     path = find_config(options.config)
-    config = load(path, options.overrides)
+    config = load(path, options.overrides, local_plugins=True)
     return config, BuildContext(root=path.resolve().parent, trust_remote_code=options.trust_remote_code)
 
 

@@ -25,6 +25,14 @@ def is_local(reference: str) -> bool:
     return Path(reference).is_absolute()
 
 
+def missing(folder: Path) -> CheckpointError:
+    """The error for a local reference with nothing behind it."""
+    return CheckpointError(
+        f"found no folder {folder}; expected a checkpoint there: make or download it first (the comments in the "
+        "configuration may say how), or correct `pretrained`"
+    )
+
+
 def find(reference: str, revision: str | None, names: Sequence[str]) -> Path | None:
     """The first of ``names`` that the folder or hub repository ``reference`` holds, as a local path; None without any.
 
@@ -33,7 +41,7 @@ def find(reference: str, revision: str | None, names: Sequence[str]) -> Path | N
     if is_local(reference):
         folder = Path(reference)
         if not folder.exists():
-            raise CheckpointError(f"found no folder {folder}; expected a checkpoint there, check `pretrained`")
+            raise missing(folder)
         return next((folder / name for name in names if (folder / name).is_file()), None)
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError

@@ -54,14 +54,71 @@ def test_every_shipped_configuration_has_a_plan(path: Path, capsys: pytest.Captu
         ("stages.align.micro_batch_size=64", "more than batch_size"),
         ("stages.align.train=[inputs.video.projector]", "matches no part"),
         ("model.inputs.image.projector.num_heads=5", "64"),
-        ("model.backbone.architecture.num_key_value_heads=3", "model"),
+        (
+            "model.backbone.architecture.num_key_value_heads=3",
+            "model.backbone.architecture.num_key_value_heads: 4 atten",
+        ),
+        (
+            "model.backbone.architecture={model_type: llama, hidden_size: 66, num_attention_heads: 4}",
+            "model.backbone.architecture: transformers refuses it",
+        ),
+        ("model.backbone.architecture.hidden_size=sixty", "'hidden_size' expected int"),
+        ("model.backbone.architecture.hidden_sise=64", "architecture.hidden_sise: unknown"),
+        ("model.backbone.architecture={model_type: t5}", "architecture.model_type: transformers has no causal LM 't5'"),
+        ("model.backbone.architecture={model_type: gpt2, n_embd: 64, n_head: 5}", "`embed_dim` must be divisible"),
+        ("model.backbone.architecture={model_type: gpt2, n_positions: 128}", "stages.0.max_length: 2048 tokens, but"),
+        ("model.backbone.architecture.vocab_size=100", "model.backbone: the tokenizer has 260 tokens"),
+        ("model.backbone.attention=flash_attention_2", "model.backbone.attention: transformers refuses it"),
+        ("model.backbone.pretrained=./nothere", "model.backbone: found no folder"),
+        ("stages.align.part_lr={backbone: 1.0e-3}", "stages.0.part_lr.backbone: 'backbone' matches no trained part"),
+        ("model.inputs.image.encoder.select_layer=-9", "model.inputs.image.encoder.select_layer: found -9"),
     ],
 )
 def test_a_contradiction_exits_2_and_says_what_to_change(
     override: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["plan", "clip-qformer-whisper-mlp", override]) == 2
-    assert message in capsys.readouterr().err
+    architecture = ["model.backbone.architecture=null"] if "pretrained" in override else []
+    assert main(["plan", "clip-qformer-whisper-mlp", *architecture, override]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "clip-qformer-whisper-mlp.yaml: " in error
+    assert len(error) < 700
+
+
+def test_a_mistake_in_the_backbone_is_reported_beside_one_of_an_input(capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["model.inputs.image.encoder.select_layer=-9", "model.backbone.architecture.hidden_sise=64"]
+    assert main(["plan", "clip-qformer-whisper-mlp", *overrides]) == 2
+    error = capsys.readouterr().err
+    assert "2 problems" in error
+    assert "model.inputs.image.encoder.select_layer: found -9" in error
+    assert "model.backbone.architecture.hidden_sise: unknown" in error
+
+
+@pytest.mark.parametrize(
+    ("overrides", "code"),
+    [
+        (["model.backbone.architecture={model_type: llama, hidden_size: 66, num_attention_heads: 4}"], 2),
+        (["model.backbone.architecture.vocab_size=100"], 2),
+        (["model.backbone.architecture={model_type: gpt2, n_positions: 128}"], 2),
+        (["stages.align.part_lr={backbone: 1.0e-3}"], 2),
+        (["model.inputs.image.encoder.select_layer=-9"], 2),
+        (["model.backbone.architecture=null", "model.backbone.pretrained=./nothere"], 1),
+    ],
+)
+def test_training_refuses_what_the_plan_refuses(
+    overrides: list[str], code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = "clip-qformer-whisper-mlp"
+    assert main(["plan", config, *overrides]) == 2
+    planned = capsys.readouterr().err.splitlines()[-1].strip()
+    assert main(["train", config, f"output={tmp_path / 'run'}", *overrides]) == code
+    assert planned in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("family", ["gemma2", "bloom", "gpt2", "opt"])
+def test_families_without_sdpa_have_a_plan_by_default(family: str, capsys: pytest.CaptureFixture[str]) -> None:
+    architecture = f"model.backbone.architecture={{model_type: {family}}}"
+    plan("clip-qformer-whisper-mlp", capsys, architecture, "stages.0.max_length=512", "stages.1.max_length=512")
 
 
 def test_an_unknown_hub_architecture_is_a_contradiction_not_a_download(

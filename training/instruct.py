@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
     options = parser.parse_intermixed_args()
 
-    config = load(options.config, options.overrides)
+    config = load(options.config, options.overrides, local_plugins=True)
     context = BuildContext(root=options.config.resolve().parent)
     stages = select_stages(config, [options.stage] if options.stage else [stage.name for stage in config.stages[1:]])
 

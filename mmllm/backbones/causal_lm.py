@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from mmllm.config.base import BuildContext, suggest
 from mmllm.config.families import BackboneConfig
 from mmllm.errors import CheckpointError, ConfigError, MmllmError, brief
-from mmllm.pretrained import is_local
+from mmllm.pretrained import is_local, missing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -65,9 +66,7 @@ class CausalLMConfig(BackboneConfig):
         path = context.resolve(self.pretrained) if self.pretrained else None
         here = path is not None and Path(path).is_dir()
         if path and is_local(path) and not here and (context.weights or self.architecture is None):
-            raise CheckpointError(
-                f"found no folder {path}; expected a transformers checkpoint there, check `pretrained`"
-            )
+            raise missing(Path(path))
         if path and (context.weights or here):
             try:
                 config = AutoConfig.from_pretrained(
@@ -94,7 +93,7 @@ class CausalLMConfig(BackboneConfig):
                 f"is {value!r}, but {self.pretrained} has {getattr(config, key)!r}; correct one of them",
             )
             for key, value in declared.items()
-            if key in known and getattr(config, key, None) != value
+            if hasattr(config, key) and getattr(config, key) != value
         ]
         if problems:
             raise ConfigError(problems)
@@ -126,9 +125,12 @@ class CausalLMConfig(BackboneConfig):
         else:
             from transformers import AutoTokenizer
 
+            path = context.resolve(source)
+            if is_local(path) and not Path(path).exists():
+                raise missing(Path(path))
             try:
                 tokenizer = AutoTokenizer.from_pretrained(
-                    context.resolve(source), revision=self.revision, trust_remote_code=context.trust_remote_code
+                    path, revision=self.revision, trust_remote_code=context.trust_remote_code
                 )
             except (OSError, ValueError, KeyError) as error:
                 raise CheckpointError(f"cannot read the tokenizer of {source}: {brief(error)}") from error
@@ -164,7 +166,7 @@ def config_of(architecture: Mapping[str, Any]) -> PretrainedConfig:
         config = cls(**numbers)
     except (StrictDataclassError, ValueError, TypeError, ArithmeticError, KeyError, AttributeError) as error:
         # "Validation error for field …:\n    TypeError: Field 'hidden_size' expected int, got str"
-        reason = str(error).strip().rpartition("\n")[2].strip()
+        reason = re.sub(r"^\w+Error: ", "", str(error).strip().rpartition("\n")[2].strip())
         raise ConfigError([("architecture", f"transformers refuses it: {reason:.300}")]) from error
     heads, groups = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
     if heads and groups and heads % groups:  # transformers finds out only in the first forward pass

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -111,15 +112,39 @@ def _load_entry_points() -> None:
         register(entry.load())
 
 
-def load_plugins(modules: Iterable[str]) -> list[tuple[str, str]]:
-    """Import plugin modules (they call ``register``) and return the problems met."""
+def load_plugins(modules: Iterable[str], folder: Path | None = None) -> list[tuple[str, str]]:
+    """Import plugin modules (they call ``register``) and return the problems met.
+
+    Modules are looked for where Python finds all others, and then in ``folder``.
+    """
     problems = []
-    for index, name in enumerate(modules):
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            problems.append((f"plugins.{index}", f"cannot import {name!r}: {error}; install the package that holds it"))
+    search = [str(folder.resolve())] if folder is not None else []
+    sys.path += search
+    try:
+        for index, name in enumerate(modules):
+            problem = _load_plugin(name)
+            if problem is not None:
+                problems.append((f"plugins.{index}", problem))
+    finally:
+        for entry in search:
+            sys.path.remove(entry)
     return problems
+
+
+def _load_plugin(name: str) -> str | None:
+    """Import one module; what is wrong with it, if anything. A plugin is foreign code and may raise whatever it likes."""
+    if not all(word.isidentifier() for word in name.split(".")):
+        return f"{name!r} is not the name of a Python module; expected something like my_parts or my_package.parts"
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        where = "install the package that holds it, or add its folder to PYTHONPATH"
+        return f"cannot import {name!r}: {error}; {where}"
+    except ConfigError as error:  # `register` refused its kind
+        return "; ".join(text for _, text in error.problems)
+    except Exception as error:
+        return f"importing {name!r} failed: {type(error).__name__}: {brief(error)}"
+    return None
 
 
 def kinds(family: str) -> list[str]:

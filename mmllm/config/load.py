@@ -19,25 +19,34 @@ MAX_BYTES = 1_000_000
 Problems = list[tuple[str, str]]
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load(path: str | Path, overrides: Sequence[str] = (), *, local_plugins: bool = False) -> RunConfig:
     """Read a YAML configuration, merge its ``base:`` files under it, apply ``a.b=c`` overrides and validate.
 
-    Raises ``ConfigError`` with all problems found: YAML syntax, duplicate keys, unknown keys and kinds, wrong values,
-    stage patterns that match no part.
+    ``local_plugins`` also looks for plugins in the file's own folder: for files that the user wrote, not for a model that
+    came from elsewhere, whose folder could hold anything. Raises ``ConfigError`` with all problems found: YAML syntax,
+    duplicate keys, unknown keys and kinds, wrong values, stage patterns that match no part.
     """
     problems: Problems = []
     tree = _read(Path(path), problems, ())
+    if tree is None:  # nothing can be said of the keys of a file that cannot be read
+        raise ConfigError(problems, str(path))
     for override in overrides:
         _override(tree, override, problems)
-    return parse(tree, str(path), problems)
+    return parse(tree, str(path), problems, plugin_folder=Path(path).parent if local_plugins else None)
 
 
-def parse(tree: Mapping[str, Any], source: str = "config", problems: Sequence[tuple[str, str]] = ()) -> RunConfig:
+def parse(
+    tree: Mapping[str, Any],
+    source: str = "config",
+    problems: Sequence[tuple[str, str]] = (),
+    *,
+    plugin_folder: Path | None = None,
+) -> RunConfig:
     """Validate a nested mapping. ``problems`` are mistakes found earlier, reported together with those found here."""
     found = list(problems)
     plugins = tree.get("plugins")
     if isinstance(plugins, list):
-        found += load_plugins(str(name) for name in plugins)
+        found += load_plugins([str(name) for name in plugins], plugin_folder)
     config = None
     try:
         config = RunConfig.model_validate(tree)
@@ -63,12 +72,13 @@ def merge(low: Any, high: Any) -> Any:
     return {**low, **{key: merge(low[key], value) if key in low else value for key, value in high.items()}}
 
 
-def _read(path: Path, problems: Problems, including: tuple[Path, ...]) -> dict[str, Any]:
+def _read(path: Path, problems: Problems, including: tuple[Path, ...]) -> dict[str, Any] | None:
+    """The tree of a file and its bases; None, and a problem, when one of them cannot be read."""
     where = path.name
     resolved = path.resolve()
     if resolved in including:
         problems.append((f"{where}:base", f"includes itself by way of {' -> '.join(p.name for p in including)}"))
-        return {}
+        return None
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(
@@ -79,46 +89,56 @@ def _read(path: Path, problems: Problems, including: tuple[Path, ...]) -> dict[s
         if not including:
             raise ConfigError([("", f"cannot read the file: {error}")], str(path)) from error
         problems.append((f"{including[-1].name}:base", f"cannot read {str(path)!r}: {error}"))
-        return {}
+        return None
     tree = _parse_yaml(text, where, problems)
+    if tree is None:
+        return None
     bases = tree.pop("base", [])
     if isinstance(bases, str):
         bases = [bases]
     if not (isinstance(bases, list) and all(isinstance(b, str) for b in bases)):
         problems.append((f"{where}:base", f"expected a list of file names, found {bases!r}"))
         bases = []
+    trees = [_read(path.parent / base, problems, (*including, resolved)) for base in bases]
     merged: dict[str, Any] = {}
-    for base in bases:
-        merged = merge(merged, _read(path.parent / base, problems, (*including, resolved)))
+    for low in trees:
+        if low is None:
+            return None
+        merged = merge(merged, low)
     return dict(merge(merged, tree))
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that collects duplicate keys, refuses aliases that multiply, and reads ``1e-3`` as a number."""
+    """SafeLoader that collects duplicate keys, aliases (they can multiply) and merge keys, and reads ``1e-3`` as a number.
+
+    ``faults`` holds ``(line, message)``; what is refused is left out, so that the rest of the file is looked at as well.
+    """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
-        self.duplicates: list[tuple[int, str]] = []
+        self.faults: list[tuple[int, str]] = []
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(
-                None,
-                None,
-                "aliases (*name) are not used in configurations; use `base:` to share settings",
-                event.start_mark,
-            )
+            event = self.get_event()  # type: ignore[no-untyped-call]
+            text = "aliases (*name) are not used in configurations; use `base:` to share settings"
+            self.faults.append((event.start_mark.line + 1, text))
+            return yaml.ScalarNode("tag:yaml.org,2002:null", "null", event.start_mark, event.end_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
-        for key_node, _ in node.value:
+        for entry in list(node.value):
+            key_node, line = entry[0], entry[0].start_mark.line + 1
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                self.faults.append((line, "merge keys (<<) are not supported; use `base:` to share settings"))
+                node.value.remove(entry)
+                continue
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
                 key = str(key)
             if key in seen:
-                self.duplicates.append((key_node.start_mark.line + 1, key))
+                self.faults.append((line, f"key {key!r} is given twice; keep one"))
             seen.add(key)
         return super().construct_mapping(node, deep=deep)
 
@@ -131,7 +151,8 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _parse_yaml(text: str, where: str, problems: Problems) -> dict[str, Any]:
+def _parse_yaml(text: str, where: str, problems: Problems) -> dict[str, Any] | None:
+    """The mapping that ``text`` is; None, and a problem, when it is none."""
     loader = _Loader(text)
     try:
         tree = loader.get_single_data()
@@ -139,13 +160,16 @@ def _parse_yaml(text: str, where: str, problems: Problems) -> dict[str, Any]:
         mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
         reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else str(error)
         problems.append((f"{where} line {mark.line + 1}" if mark else where, f"not valid YAML: {reason}"))
-        return {}
+        return None
+    except RecursionError:
+        problems.append((where, "not valid YAML: nested too deeply"))
+        return None
     finally:
         loader.dispose()
-    problems += [(f"{where} line {line}", f"key {key!r} is given twice; keep one") for line, key in loader.duplicates]
+    problems += [(f"{where} line {line}", text) for line, text in loader.faults]
     if not isinstance(tree, dict):
         problems.append((where, f"expected a mapping at the top, found {type(tree).__name__}"))
-        return {}
+        return None
     return tree
 
 
@@ -156,7 +180,7 @@ def _override(tree: dict[str, Any], text: str, problems: Problems) -> None:
         return
     parsed: list[tuple[str, str]] = []
     holder = _parse_yaml(f"value: {value}", f"override {path}", parsed)
-    if parsed:
+    if holder is None or parsed:
         problems += parsed
         return
     *parents, last = path.split(".")

@@ -82,6 +82,10 @@ def open_run(
         config = pinned(config, newest)
     if not resume:
         resuming.refuse_overwriting(folder, chosen)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TrainingError(f"output: cannot make the folder {folder} ({error.strerror}); choose another") from error
     accelerator = _accelerator(config, folder)
     # Random weights (projectors, adapters) are the same on every process and in every run with this seed.
     torch.manual_seed(config.seed)
@@ -103,7 +107,6 @@ def open_run(
     if newest is not None:
         run.position = checkpoint.read_position(newest)
     if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(dump(checkpoint.absolute(config, context)), encoding="utf-8")
         run.reporter.metrics.rewind(resuming.rows_to_keep(config, chosen, run.position))
     accelerator.init_trackers("mmllm")

@@ -31,6 +31,13 @@ def test_shipped_configurations_are_found_by_name() -> None:
         (["generate", "--model", "nowhere", "--prompt", "x"], 1, "no model there"),
         (["eval", "--model", "nowhere", "--data", "x"], 1, "no model there"),
         (["data", "validate", "nowhere.jsonl"], 1, "nowhere.jsonl"),
+        (["plan", "/nonexistent/x"], 2, "cannot read the file"),
+        (["plan", "*"], 2, "cannot read the file"),
+        (["train", "clip-qformer-whisper-mlp", "output=/proc/nope"], 1, "output: cannot make the folder /proc/nope"),
+        (["train", "clip-qformer-whisper-mlp", f"output={__file__}"], 1, "output: cannot make the folder"),
+        (["generate", "--prompt", "x", "--device", "bogus"], 1, "device 'bogus' cannot be used here"),
+        (["generate", "--prompt", "x", "--device", "cuda:99"], 1, "device 'cuda:99' cannot be used here"),
+        (["plan", "clip-qformer-whisper-mlp", "--json", "seed=x"], 2, "seed: Input should be a valid integer"),
     ],
 )
 def test_faults_are_sentences_not_tracebacks(
@@ -40,6 +47,24 @@ def test_faults_are_sentences_not_tracebacks(
     captured = capsys.readouterr()
     assert text in captured.out + captured.err
     assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["plan", "clip-qformer-whisper-mlp", "--json", "--jsn"], "unrecognized arguments: --jsn"),
+        (["plan", "clip-qformer-whisper-mlp", "--json", "word"], "unrecognized arguments: word"),
+        (["list", "a.b=c"], "unrecognized arguments: a.b=c"),
+        (["eval", "--data", "x", "--batch-size", "-1"], "-1; expected at least 1"),
+        (["eval", "--data", "x", "--batch-size", "0"], "0; expected at least 1"),
+        (["data", "show", "c.yaml", "--n", "0"], "0; expected at least 1"),
+    ],
+)
+def test_wrong_usage_is_told(arguments: list[str], text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit:
+        main(arguments)
+    assert exit.value.code == 2
+    assert text in capsys.readouterr().err
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:

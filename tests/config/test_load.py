@@ -139,6 +139,8 @@ def test_overrides_reach_mappings_and_stages_by_name_or_position(tmp_path: Path)
         ("a: &x [1]\nb: [*x, *x]", "aliases"),
         ("- 1", "expected a mapping at the top"),
         ("a: [", "not valid YAML"),
+        ("a: " + "[" * 5000, "nested too deeply"),
+        ("a: " + "{a: " * 3000, "nested too deeply"),
         ("x: " + "y" * 1_100_000, "at most"),
         ("base: [nowhere.yaml]", "cannot read"),
         ("base: [c.yaml]", "includes itself"),
@@ -196,6 +198,61 @@ def test_plugins_are_imported_and_a_missing_one_is_a_problem(tmp_path: Path, mon
 def test_rates_and_weights_are_finite_numbers(tmp_path: Path, override: str) -> None:
     with pytest.raises(ConfigError, match="finite"):
         load(write(tmp_path / "c.yaml", GOOD), [f"stages.align.{override}"])
+
+
+def test_merge_keys_and_aliases_do_not_hide_other_mistakes(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        "model: &m {backbone: {kind: causal_lm}}\nsead: 1\nstages: [{<<: *m, name: Bad}]\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "c.yaml")
+    text = str(caught.value)
+    assert "line 3: merge keys (<<) are not supported" in text
+    assert "line 3: aliases" in text
+    assert "sead: unknown key" in text
+
+
+def test_a_syntax_error_is_the_only_problem_told(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("seed: [1\nmodel: {}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "c.yaml")
+    assert len(caught.value.problems) == 1
+
+
+TAKEN = """\
+from typing import Literal
+from mmllm.config.base import register
+from mmllm.projectors.mlp import MLPConfig
+@register
+class Taken(MLPConfig):
+    kind: Literal["mlp"] = "mlp"
+"""
+
+
+def test_every_faulty_plugin_is_a_problem_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(base, "_registered", {})
+    for name, text in (("raising_parts", "1 / 0"), ("broken_parts", "def ("), ("taken_parts", TAKEN)):
+        (tmp_path / f"{name}.py").write_text(text)
+    names = ["raising_parts", "broken_parts", "taken_parts", "", "../x"]
+    with pytest.raises(ConfigError) as caught:
+        load(write(tmp_path / "c.yaml", {**GOOD, "plugins": names}), local_plugins=True)
+    expected = ["ZeroDivisionError", "SyntaxError", "already taken", "not the name", "not the name"]
+    assert [path for path, _ in caught.value.problems] == [f"plugins.{i}" for i in range(5)]
+    for (_, message), text in zip(caught.value.problems, expected, strict=True):
+        assert text in message
+
+
+def test_plugins_beside_the_file_are_imported_only_when_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's folder that came from elsewhere must not bring code along."""
+    monkeypatch.setattr(base, "_registered", {})
+    (tmp_path / "parts_beside.py").write_text(TAKEN.replace('"mlp"', '"beside"'))
+    tree = {**GOOD, "plugins": ["parts_beside"]}
+    tree["model"] = merge(GOOD["model"], {"inputs": {"image": {"projector": {"kind": "beside"}}}})
+    path = write(tmp_path / "c.yaml", tree)
+    with pytest.raises(ConfigError, match="PYTHONPATH"):
+        load(path)
+    assert load(path, local_plugins=True).model.inputs["image"].projector.kind == "beside"
+    assert str(tmp_path) not in sys.path
 
 
 def test_dotted_paths_in_values_are_never_imported(tmp_path: Path) -> None:
