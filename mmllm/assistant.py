@@ -11,7 +11,7 @@ import torch
 
 from mmllm.config.base import BuildContext
 from mmllm.config.load import load as load_config
-from mmllm.errors import CheckpointError, MmllmError, brief
+from mmllm.errors import CheckpointError, MediaError, MmllmError, brief
 from mmllm.generation import Decoding, TextStream, decode
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
@@ -74,16 +74,25 @@ class Assistant:
         return deltas if stream else "".join(deltas)
 
     def generate(
-        self, conversations: Sequence[Sequence[Any]], *, root: Path | None = None, **decoding: Any
+        self,
+        conversations: Sequence[Sequence[Any]],
+        *,
+        root: Path | None = None,
+        ids: Sequence[str] | None = None,
+        **decoding: Any,
     ) -> list[str]:
         """The replies to several conversations, decoded together. Keyword arguments are those of ``Decoding``.
 
-        With ``root`` the conversations come from a data file: media paths must lie inside that folder.
+        With ``root`` the conversations come from a data file: media paths must lie inside that folder. ``ids`` are what
+        errors call them.
         """
-        prompts = [
-            self.processor.encode_prompt(messages, id=f"conversation {i}", root=root)
-            for i, messages in enumerate(conversations)
-        ]
+        names = ids or [f"conversation {i}" for i in range(len(conversations))]
+        prompts = []
+        for id, messages in zip(names, conversations, strict=True):
+            try:
+                prompts.append(self.processor.encode_prompt(messages, id=id, root=root))
+            except MediaError as error:
+                raise MediaError(f"{id}: {error}") from error
         replies: list[list[int]] = [[] for _ in prompts]
         for step in decode(self.model, self.processor, prompts, Decoding(**decoding)) if prompts else ():
             for reply, token in zip(replies, step, strict=True):

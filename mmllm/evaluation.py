@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import string
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from mmllm.config.base import suggest
 from mmllm.errors import DataError
 from mmllm.processing.messages import Message, Sample, check_turns
 
@@ -16,8 +18,17 @@ if TYPE_CHECKING:
 
 
 def normalise(answer: str) -> str:
-    """Lower case, single spaces, without punctuation and space at both ends."""
-    return " ".join(answer.lower().split()).strip(string.punctuation + " ")
+    """Lower case, single spaces, without punctuation (of any script) and space at both ends.
+
+    An answer of punctuation alone is kept as it is: ``...`` is not the same as saying nothing.
+    """
+    text = " ".join(answer.lower().split())
+    inner = [i for i, char in enumerate(text) if not _is_edge(char)]
+    return text[inner[0] : inner[-1] + 1] if inner else text
+
+
+def _is_edge(char: str) -> bool:
+    return char.isspace() or char in string.punctuation or unicodedata.category(char).startswith("P")
 
 
 def exact_match(answer: str, reference: str) -> float:
@@ -55,9 +66,15 @@ def evaluate(
     """Answer every sample's last user turn greedily and compare with the reference.
 
     Returns ``{"n": …, "<metric>": mean, "interval": [low, high]}`` (95 %, Wilson); with ``group_by`` (an extra field of the
-    samples) also ``"groups": {value: {"n", "<metric>"}}``. Raises ``DataError`` when there is no sample or a faulty one.
+    samples) also ``"groups": {value: {"n", "<metric>"}}``. Raises ``DataError`` when there is no sample or a faulty one, or
+    none has that field.
     """
     score = METRICS[metric]
+    samples = list(samples)  # texts and references to media; a fault in the last one is told before the first answer
+    fields = {field for sample in samples for field in sample.tags}
+    if samples and group_by and group_by not in fields:
+        known = f"the fields are {', '.join(sorted(fields))}{suggest(group_by, fields)}" if fields else "they have none"
+        raise DataError(f"no sample has a field {group_by!r} to group by; {known}")
     results: list[tuple[str, float]] = []
     for batch in _batches(samples, batch_size):
         pairs = [question_and_reference(sample) for sample in batch]
@@ -65,7 +82,10 @@ def evaluate(
         if len(roots) != 1:
             raise DataError(f"samples of one evaluation come from one file; found folders {sorted(map(str, roots))}")
         answers = assistant.generate(
-            [question for question, _ in pairs], root=roots.pop(), max_new_tokens=max_new_tokens
+            [question for question, _ in pairs],
+            root=roots.pop(),
+            ids=[sample.id for sample in batch],
+            max_new_tokens=max_new_tokens,
         )
         for sample, answer, (_, reference) in zip(batch, answers, pairs, strict=True):
             results.append((str(sample.tags.get(group_by)) if group_by else "", score(answer, reference)))

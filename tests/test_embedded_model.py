@@ -55,6 +55,16 @@ def test_the_command_line_answers_in_json(capsys: pytest.CaptureFixture[str]) ->
     assert json.loads(capsys.readouterr().out)["text"].strip()
 
 
+def test_a_bad_sample_is_named_by_its_id(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data.jsonl"
+    good = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hi."}]
+    part = {"type": "image", "path": "nowhere.png"}
+    bad = [{"role": "user", "content": [part]}, good[1]]
+    data.write_text("".join(json.dumps(row) + "\n" for row in ({"messages": good}, {"messages": bad})))
+    assert main(["eval", "--model", "embedded", "--data", str(data)]) == 1
+    assert "data.jsonl:2: " in capsys.readouterr().err
+
+
 def test_evaluation_prints_n_and_exact_match(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data.jsonl"
     turns = [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "never said"}]

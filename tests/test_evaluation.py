@@ -20,6 +20,11 @@ from mmllm.processing.messages import Sample, parse_messages
         ("seven", "eleven", False),
         ("'3'", "3", True),
         ("", "no", False),
+        ("“Zwölf”!", "zwölf", True),
+        ("三。", "三", True),
+        ("", "...", False),
+        ("...", "", False),
+        ("", "", True),
     ],
 )
 def test_exact_match_ignores_case_and_surrounding_punctuation(answer: str, reference: str, equal: bool) -> None:
@@ -42,7 +47,8 @@ def test_wilson_interval_of_eight_in_ten() -> None:
 class Echo:
     """Answers with the last word of the question."""
 
-    def generate(self, conversations: Any, *, root: Path | None, max_new_tokens: int) -> list[str]:
+    def generate(self, conversations: Any, *, root: Path | None, ids: list[str], max_new_tokens: int) -> list[str]:
+        assert len(ids) == len(conversations)
         return [messages[-1].text.split()[-1] for messages in conversations]
 
 
@@ -59,6 +65,11 @@ def test_evaluate_asks_the_last_user_turn_and_groups_by_field() -> None:
     assert (report["n"], report["exact_match"]) == (3, pytest.approx(2 / 3))
     assert report["groups"]["a"]["exact_match"] == 0.5
     assert report["groups"]["b"]["exact_match"] == 1.0
+
+
+def test_a_field_that_no_sample_has_is_an_error() -> None:
+    with pytest.raises(DataError, match="no sample has a field 'typ' to group by; the fields are type; did you mean"):
+        evaluate(Echo(), [sample("1", "say yes", "yes", type="a")], group_by="typ")  # type: ignore[arg-type]
 
 
 def test_nothing_to_evaluate_is_an_error() -> None:

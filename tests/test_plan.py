@@ -69,6 +69,7 @@ def test_every_shipped_configuration_has_a_plan(path: Path, capsys: pytest.Captu
         ("model.backbone.architecture={model_type: gpt2, n_positions: 128}", "stages.0.max_length: 2048 tokens, but"),
         ("model.backbone.architecture.vocab_size=100", "model.backbone: the tokenizer has 260 tokens"),
         ("model.backbone.attention=flash_attention_2", "model.backbone.attention: transformers refuses it"),
+        ("model.backbone.adapter.targets=[nope]", "model.backbone.adapter.targets: peft refuses it"),
         ("model.backbone.pretrained=./nothere", "model.backbone: found no folder"),
         ("stages.align.part_lr={backbone: 1.0e-3}", "stages.0.part_lr.backbone: 'backbone' matches no trained part"),
         ("model.inputs.image.encoder.select_layer=-9", "model.inputs.image.encoder.select_layer: found -9"),
@@ -119,6 +120,12 @@ def test_training_refuses_what_the_plan_refuses(
 def test_families_without_sdpa_have_a_plan_by_default(family: str, capsys: pytest.CaptureFixture[str]) -> None:
     architecture = f"model.backbone.architecture={{model_type: {family}}}"
     plan("clip-qformer-whisper-mlp", capsys, architecture, "stages.0.max_length=512", "stages.1.max_length=512")
+
+
+def test_the_configuration_in_the_readme_has_a_plan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    (tmp_path / "my.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
+    assert set(plan(tmp_path / "my.yaml", capsys)["inputs"]) == {"image", "audio"}
 
 
 def test_an_unknown_hub_architecture_is_a_contradiction_not_a_download(

@@ -5,9 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 
 from mmllm.config.families import AdapterConfig
+from mmllm.errors import ConfigError, brief
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,7 +22,7 @@ class LoraConfig(AdapterConfig):
 
     kind: Literal["lora"] = "lora"
     rank: PositiveInt = 16
-    alpha: PositiveFloat = 32.0
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     targets: Literal["all-linear"] | list[str] = "all-linear"
 
@@ -42,5 +43,8 @@ class LoraConfig(AdapterConfig):
         with warnings.catch_warnings():
             # peft asks transformers for a property by its old name; nothing that a user could act on.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            wrapped: nn.Module = peft.get_peft_model(model, config)
+            try:
+                wrapped: nn.Module = peft.get_peft_model(model, config)
+            except ValueError as error:  # no such modules, or a family whose modules take no adapter
+                raise ConfigError([("adapter.targets", f"peft refuses it: {brief(error)}")]) from error
         return wrapped

@@ -96,11 +96,11 @@ class StageData(Sequence[Sample]):
             yield self.starts[source] + int(bits.random_raw() % size)
 
     def fingerprint(self) -> str:
-        """16 hexadecimal digits of seed, weights, and the files' names, sizes and rows: a resumed run compares them."""
+        """16 hexadecimal digits of seed, weights, and the files' names and content: a resumed run compares them."""
         parts = [str(self.seed)]
         for table, share in zip(self.tables, self.shares, strict=True):
-            sizes = [(rows.path.name, rows.stamp[0]) for rows in table.files] if isinstance(table, Table) else []
-            parts.append(f"{len(table)} {share} {sizes}")
+            files = [(rows.path.name, rows.digest) for rows in table.files] if isinstance(table, Table) else []
+            parts.append(f"{len(table)} {share} {files}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
     def _permutation(self, size: int, *use: int) -> NDArray[np.int64]:

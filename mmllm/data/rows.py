@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -32,7 +33,8 @@ class Rows:
 
     ``problem`` is what stopped the search for rows before the end of the file (``"file:line: …"``), if anything did.
     ``stamp`` is the file's size and modification time: a file changed under a run is noticed instead of misread.
-    Holds no open file, so it can be pickled to worker processes.
+    ``digest`` is the SHA-256 of its content, taken while it is read through for its rows. Holds no open file, so it can
+    be pickled to worker processes.
     """
 
     path: Path
@@ -41,6 +43,7 @@ class Rows:
     lines: array[int]
     stamp: tuple[int, int]
     problem: str | None = None
+    digest: str = ""
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -108,16 +111,20 @@ def index_file(path: Path) -> Rows:
             begin = len(_BOM) if head.startswith(_BOM) else 0
             if head[begin:].lstrip()[:1] == b"[":
                 file.seek(0)
-                starts, ends, lines, problem = _index_array(file.read(), begin, str(path))
-                return Rows(path, starts, ends, lines, stamp, problem)
+                data = file.read()
+                starts, ends, lines, problem = _index_array(data, begin, str(path))
+                return Rows(path, starts, ends, lines, stamp, problem, hashlib.sha256(data).hexdigest())
             file.seek(begin)
             starts, ends, lines = array("q"), array("q"), array("q")
             position, number = begin, 0
+            content = hashlib.sha256()
             while line := file.readline(MAX_ROW_BYTES):
                 number += 1
                 size, blank, more = len(line), not line.strip(), line
+                content.update(line)
                 while not more.endswith(b"\n") and (more := file.readline(MAX_ROW_BYTES)):
                     size += len(more)
+                    content.update(more)
                 if not blank:
                     starts.append(position)
                     ends.append(position + size)
@@ -125,7 +132,7 @@ def index_file(path: Path) -> Rows:
                 position += size
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
-    return Rows(path, starts, ends, lines, stamp)
+    return Rows(path, starts, ends, lines, stamp, digest=content.hexdigest())
 
 
 def _index_array(data: bytes, begin: int, name: str) -> tuple[array[int], array[int], array[int], str | None]:

@@ -81,6 +81,9 @@ def validate(
     except DataError as error:
         report.faults.append(_fault(f"{path}:1", str(error)))
         return report
+    if root is not None and not Path(root).is_dir():
+        report.faults.append(Fault(f"{path}:1", f"the root {root} is no folder; media paths start from it"))
+        return report
     report.rows = len(rows)
     report.faults += _text_faults(report.path)
     if not rows and rows.problem is None:
@@ -140,6 +143,13 @@ def _check_rows(
         except DataError as error:
             report.faults.append(_fault(where, str(error)))
             continue
+        if id is None and "id" in row:
+            report.faults.append(Fault(where, "id is null; give a text or a number, or leave it out"))
+        for number, message in enumerate(messages):
+            if message.role == "user" and all(
+                part.type == "text" and not str(part.value).strip() for part in message.parts
+            ):
+                report.faults.append(Fault(where, f"message {number}: the user says nothing; expected text or media"))
         if id is not None and ids.setdefault(id, rows.lines[index]) != rows.lines[index]:
             report.faults.append(Fault(where, f"id {id!r:.80} is used before, in line {ids[id]}; ids are unique"))
         media = [part for message in messages for part in message.parts if part.type != "text"]

@@ -127,7 +127,8 @@ def load_parts(model: MultimodalLM, folder: Path) -> list[str]:
         raise CheckpointError(f"{folder} holds {', '.join(unknown)}, but the model's parts are {', '.join(parts)}")
     expected: dict[str, Tensor] = {name: p.data for part in stored for name, p in parts[part].items()}
     _copy(expected, load_file(folder / "parts.safetensors"), folder / "parts.safetensors")
-    if (folder / "adapter").is_dir():
+    # By the manifest: a folder that somebody put there is not what was verified.
+    if "adapter/adapter_model.safetensors" in read_json(folder / "manifest.json")["files"]:
         from peft import get_peft_model_state_dict
 
         if ADAPTER not in parts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Sequence
 from itertools import chain
@@ -26,9 +25,6 @@ from mmllm.training.stages import set_dtypes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-log = logging.getLogger(__name__)
 
 
 def train(
@@ -156,7 +152,8 @@ def _accelerator(config: RunConfig, folder: Path) -> Accelerator:
         raise TrainingError("precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
     if accelerator.num_processes == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:
         # What `accelerate launch --num_processes 2` leaves on a machine without GPUs: the port of a group of one.
-        log.warning(
-            "a launcher was asked for several processes but started one; on CPUs add --multi_gpu (or use torchrun)"
+        raise TrainingError(
+            "a launcher was asked for several processes but started one; on CPUs use `accelerate launch --multi_gpu`, or "
+            "torchrun --nproc_per_node"
         )
     return accelerator

@@ -167,7 +167,7 @@ class StageRun:
         run = self.shared
         if position.data != self.data.fingerprint():
             raise CheckpointError(
-                f"stage {self.stage.name!r}: its data files are not the checkpoint's (size, rows or weights differ); "
+                f"stage {self.stage.name!r}: its data files are not the checkpoint's (content, rows or weights differ); "
                 "bring them back to resume, or start a new run from the checkpoint's weights"
             )
         name = checkpoint.checkpoint_name(self.index, position.stage, position.step)

@@ -15,7 +15,7 @@ from mmllm.config.contradictions import matching, pattern_problems, rate
 from mmllm.config.run import StageConfig
 from mmllm.data.mixture import StageData
 from mmllm.errors import ConfigError, DataError, TrainingError
-from mmllm.model import MultimodalLM
+from mmllm.model import ADAPTER_WORDS, MultimodalLM
 
 # Optimizer steps after which a declared part that has seen its modality must have had a gradient other than zero. One
 # step is too few: LoRA's A matrix has a zero gradient until B has left zero.
@@ -64,9 +64,9 @@ def freeze(model: MultimodalLM, trained: Iterable[TrainedPart], *, gradient_chec
     """Let exactly the trained parts require gradients, and set the train/eval mode of every part.
 
     Frozen encoders run in eval mode: their dropout is off and batch statistics do not move. Those of batch norm never
-    move, also in trained encoders (ResNets): batches here are small and differ between processes. The backbone is in
-    train mode even when frozen, as in LLaVA's pretraining: gradients pass through it, and checkpointing works in train
-    mode only.
+    move, also in trained encoders (ResNets): batches here are small and differ between processes. A frozen backbone's
+    dropout is off as well; only the modules that do the checkpointing stay in train mode, where alone it works, and with
+    them the dropout that a few families (OPT) compute there.
     """
     names = {part.name for part in trained}
     for part, parameters in model.parts().items():
@@ -78,6 +78,11 @@ def freeze(model: MultimodalLM, trained: Iterable[TrainedPart], *, gradient_chec
         for module in encoder.modules():
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 module.eval()
+    if "backbone" not in names:
+        for name, module in model.backbone.model.named_modules():
+            adapter = any(word.startswith(ADAPTER_WORDS) for word in name.split("."))
+            checkpoints = gradient_checkpointing and hasattr(module, "gradient_checkpointing")
+            module.training = checkpoints or (adapter and "backbone.adapter" in names)
     if gradient_checkpointing:
         # Non-reentrant: works when the embeddings that enter need no gradient (LoRA alone), and under DDP.
         model.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]

@@ -130,3 +130,13 @@ def test_the_fingerprint_changes_with_what_changes_the_order(write: Write) -> No
     assert len(set(prints)) == 5
     source(write, "b", 5)
     assert StageData(sources, 0).fingerprint() == prints[0]
+
+
+@pytest.mark.parametrize("text", ['{"id": "x"}\n{"id": "y"}\n', '[{"id": "x"},\n{"id": "y"}]\n'])
+def test_the_fingerprint_changes_with_the_content_at_the_same_size(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "data.json"
+    sources = [DataSource.model_validate(str(path))]
+    path.write_text(text)
+    before = StageData(sources, 0).fingerprint()
+    path.write_text(text.replace("y", "z"))
+    assert StageData(sources, 0).fingerprint() != before

@@ -30,6 +30,18 @@ def test_a_good_file(media: Path, write: Write, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().out == f"{path}: format messages, 3 rows, 1 audio, 2 image media, no faults\n"
 
 
+def test_empty_questions_null_ids_and_a_missing_root_are_faults(media: Path, write: Write) -> None:
+    silent = {"id": None, **turns(("user", " "), ("assistant", "Yes."))}
+    path = write(silent, row("b", [IMAGE]))
+    found = [str(fault) for fault in validate(path).faults]
+    assert found == [
+        f"{path}:1: id is null; give a text or a number, or leave it out",
+        f"{path}:1: message 0: the user says nothing; expected text or media",
+    ]
+    (fault,) = validate(path, root=media / "nowhere").faults
+    assert "is no folder" in fault.message
+
+
 def test_all_faults_are_found_in_one_go(media: Path, write: Write, capsys: pytest.CaptureFixture[str]) -> None:
     (media / "folder.png").mkdir()
     (media / "text.png").write_text("<svg/>")

@@ -149,6 +149,16 @@ def test_a_hub_part_is_kept_by_the_commit_that_was_read(tmp_path: Path, monkeypa
         train(other, context, resume=True)
 
 
+def test_an_adapter_folder_that_the_manifest_does_not_name_is_not_read(copy: Path) -> None:
+    names = checkpoint.read_json(copy / "final" / "manifest.json")["files"]
+    kept = {name: entry for name, entry in names.items() if not name.startswith("adapter/")}
+    assert len(kept) < len(names)
+    (copy / "final" / "manifest.json").write_text(json.dumps({"format": checkpoint.FORMAT, "files": kept}))
+    config = load(copy / "final" / "config.yaml")
+    model = MultimodalLM.from_config(config.model, BuildContext())
+    assert "backbone.adapter" not in checkpoint.load_parts(model, copy / "final")
+
+
 @pytest.mark.parametrize(
     "file",
     ["parts.safetensors", "adapter/adapter_model.safetensors", "state/optimizer.safetensors", "state/position.json"],

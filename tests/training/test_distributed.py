@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import systems
+import torch
 
 from mmllm.training import checkpoint
 from mmllm.training.run import train
@@ -45,6 +46,18 @@ def test_two_processes_give_the_loss_of_one(tmp_path: Path) -> None:
         # Largest differences measured: 0 in the loss, 1.2e-7 in the norm.
         assert together["loss"] == pytest.approx(alone["loss"], abs=1e-6)
         assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-5)
+
+
+def test_a_launcher_that_starts_one_process_instead_of_two_is_refused(tmp_path: Path) -> None:
+    """`accelerate launch --num_processes 2` without --multi_gpu on a machine without GPUs."""
+    if torch.accelerator.is_available():
+        pytest.skip("accelerate starts both where there are devices")
+    environment = {**os.environ, "MASTER_PORT": "29500"}
+    command = [sys.executable, str(ROOT / "training" / "pretrain.py"), str(systems.write_config(tmp_path))]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 1
+    assert "--multi_gpu" in run.stderr
+    assert "Traceback" not in run.stderr
 
 
 def test_a_signal_to_one_process_stops_both_at_the_same_step(tmp_path: Path) -> None:

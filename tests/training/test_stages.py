@@ -123,6 +123,35 @@ def test_frozen_encoders_are_in_eval_mode_and_trained_ones_in_train_mode(
     assert model.backbone.training
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_frozen_backbone_runs_without_its_dropout(tmp_path: Path, checkpointing: bool) -> None:
+    """Otherwise the result depends on how a batch is cut into micro-batches and processes."""
+    config, context = systems.system(tmp_path)
+    tree = config.model.model_dump()
+    tree["backbone"]["architecture"] = {
+        "model_type": "gpt2",
+        "n_embd": 32,
+        "n_head": 2,
+        "n_layer": 2,
+        "vocab_size": 272,
+    }
+    model = MultimodalLM.from_config(type(config.model).model_validate(tree), context)
+    embeddings = torch.randn(1, 6, 32, requires_grad=True)
+
+    def draws_differ(*train: str) -> bool:
+        parts = resolve(stage_of(config, train=list(train)), model.parts())
+        freeze(model, parts, gradient_checkpointing=checkpointing)
+        return not torch.equal(model.backbone(embeddings), model.backbone(embeddings))
+
+    assert not draws_differ("inputs.*.projector")
+    assert draws_differ("backbone")
+    with torch.no_grad():
+        for name, parameter in model.parts()["backbone.adapter"].items():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    assert draws_differ("backbone.adapter"), "an adapter keeps the dropout that its config asks for"
+
+
 def test_batch_statistics_never_move_so_that_a_saved_encoder_is_the_trained_one(tmp_path: Path) -> None:
     config, context = systems.system(tmp_path, systems.stage(train=["inputs.image.*"]))
     tree = config.model.model_dump()
