@@ -11,6 +11,8 @@ from mmllm.config.families import AnyBackbone, AnyEncoder, AnyProjector, AnyRead
 
 Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# torch cannot compute with rates near the end of float32; no useful one is anywhere near this bound.
+Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
@@ -80,8 +82,8 @@ class StageConfig(Config):
 
     name: Name
     train: Annotated[list[str], Field(min_length=1)]
-    lr: Positive
-    part_lr: dict[str, Positive] = {}
+    lr: Rate
+    part_lr: dict[str, Rate] = {}
     data: Annotated[list[DataSource], Field(min_length=1)]
     eval_data: list[DataSource] = []
     objectives: Annotated[dict[Literal["text"], Positive], Field(min_length=1)] = {"text": 1.0}
