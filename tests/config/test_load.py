@@ -151,7 +151,7 @@ def test_hostile_or_broken_yaml_is_refused(tmp_path: Path, text: str, message: s
     start = time.monotonic()
     with pytest.raises(ConfigError, match=message):
         load(tmp_path / "c.yaml")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
 
 
 def test_third_parties_register_kinds_and_cannot_take_ours(monkeypatch: pytest.MonkeyPatch) -> None:
