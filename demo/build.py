@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the base parts are given at `--scale 1`: minutes of one CPU core, and steps.
-MINUTES = {"clip": 130.0, "llm": 50.0}
+MINUTES = {"clip": 130.0, "llm": 125.0}
 AUDIO_STEPS = 4000
 PROCESSES = 2  # of the two stages on a CPU
 
