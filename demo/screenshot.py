@@ -34,7 +34,7 @@ def main() -> None:
     with sync_playwright() as playwright:
         arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
-        page = browser.new_page(viewport={"width": 1100, "height": 900}, device_scale_factor=1.5)
+        page = browser.new_page(viewport={"width": 1100, "height": 1060}, device_scale_factor=1.5)
         page.goto(demo.local_url)
         page.get_by_role("button", name="Select example 1").click()
         expect(page.get_by_role("button", name="Retry")).to_be_visible(timeout=WAIT)
