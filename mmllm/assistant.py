@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -13,6 +13,7 @@ from mmllm.config.base import BuildContext
 from mmllm.config.load import load as load_config
 from mmllm.errors import CheckpointError, MediaError, MmllmError, brief
 from mmllm.generation import Decoding, TextStream, decode
+from mmllm.making import Maker, Media, Reply, Truncated
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
 
@@ -30,6 +31,11 @@ class Assistant:
     def modalities(self) -> tuple[str, ...]:
         return tuple(self.processor.modalities)
 
+    @property
+    def makes(self) -> tuple[str, ...]:
+        """The modalities it makes beside text."""
+        return tuple(self.processor.signals)
+
     @overload
     def chat(
         self,
@@ -40,8 +46,9 @@ class Assistant:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        media: Mapping[str, Mapping[str, Any]] | None = None,
         stop: threading.Event | None = None,
-    ) -> Iterator[str]: ...
+    ) -> Iterator[str | Media | Truncated]: ...
     @overload
     def chat(
         self,
@@ -52,8 +59,9 @@ class Assistant:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        media: Mapping[str, Mapping[str, Any]] | None = None,
         stop: threading.Event | None = None,
-    ) -> str: ...
+    ) -> Reply: ...
     def chat(
         self,
         messages: Sequence[Any],
@@ -63,15 +71,22 @@ class Assistant:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int | None = None,
+        media: Mapping[str, Mapping[str, Any]] | None = None,
         stop: threading.Event | None = None,
-    ) -> str | Iterator[str]:
-        """The reply to a conversation: a string, or with ``stream`` an iterator of text deltas.
+    ) -> Reply | Iterator[str | Media | Truncated]:
+        """The reply to a conversation: a ``Reply``, or with ``stream`` an iterator of text deltas and ``Media``, in order.
+
+        Text goes on while a generator runs: a ``Media`` comes at its place in the text, its ``result()`` later. A group of
+        signal tokens that is cut off makes nothing; a stream then ends with ``Truncated``.
 
         ``messages`` as in the chat layout (see ``mmllm.processing.messages.parse_messages``), media as paths, bytes or data
-        URLs. Setting ``stop`` ends the reply within one token. Raises ``DataError`` or ``MediaError`` before the first delta.
+        URLs. ``media`` changes the generators' sampling by modality, ``{"image": {"steps": 20, "guidance": 5.0}}``. Setting
+        ``stop`` ends the reply within one token and a generator within one step. Raises ``DataError`` or ``MediaError``
+        before the first delta.
         """
-        deltas = stripped(self._stream(messages, Decoding(max_new_tokens, temperature, top_p, seed), stop))
-        return deltas if stream else "".join(deltas)
+        maker = Maker(self.model, media, seed, stop)
+        parts = stripped(self._stream(messages, Decoding(max_new_tokens, temperature, top_p, seed), maker, stop))
+        return parts if stream else collect(parts)
 
     def generate(
         self,
@@ -79,12 +94,13 @@ class Assistant:
         *,
         root: Path | None = None,
         ids: Sequence[str] | None = None,
+        media: Mapping[str, Mapping[str, Any]] | None = None,
         **decoding: Any,
-    ) -> list[str]:
+    ) -> list[Reply]:
         """The replies to several conversations, decoded together. Keyword arguments are those of ``Decoding``.
 
         With ``root`` the conversations come from a data file: media paths must lie inside that folder. ``ids`` are what
-        errors call them.
+        errors call them, ``media`` as in ``chat``.
         """
         names = ids or [f"conversation {i}" for i in range(len(conversations))]
         prompts = []
@@ -93,28 +109,71 @@ class Assistant:
                 prompts.append(self.processor.encode_prompt(messages, id=id, root=root))
             except MediaError as error:
                 raise MediaError(f"{id}: {error}") from error
-        replies: list[list[int]] = [[] for _ in prompts]
-        for step in decode(self.model, self.processor, prompts, Decoding(**decoding)) if prompts else ():
-            for reply, token in zip(replies, step, strict=True):
-                if token is not None:
+        how = Decoding(**decoding)
+        maker = Maker(self.model, media, how.seed)
+        words: list[list[int]] = [[] for _ in prompts]
+        made: list[list[Media]] = [[] for _ in prompts]
+        unfinished: dict[int, str] = {}
+        for step in decode(self.model, self.processor, prompts, how) if prompts else ():
+            for reply, token in zip(words, step.ids, strict=True):
+                if token is not None and token < self.processor.vocab_rows:
                     reply.append(token)
-        return [str(self.processor.tokenizer.decode(ids, skip_special_tokens=True)).strip() for ids in replies]
+            for group in step.groups:
+                made[group.row].append(maker.make(group.modality, group.signals))
+            unfinished = step.unfinished
+        maker.close()
+        return [
+            Reply.of(
+                self.processor.tokenizer.decode(reply, skip_special_tokens=True).strip(),
+                media,
+                [unfinished[row]] if row in unfinished else [],
+            )
+            for row, (reply, media) in enumerate(zip(words, made, strict=True))
+        ]
 
-    def _stream(self, messages: Sequence[Any], decoding: Decoding, stop: threading.Event | None) -> Iterator[str]:
+    def _stream(
+        self, messages: Sequence[Any], decoding: Decoding, maker: Maker, stop: threading.Event | None
+    ) -> Iterator[str | Media | Truncated]:
         prompt = self.processor.encode_prompt(messages)
         text = TextStream(self.processor.tokenizer)
-        for (token,) in decode(self.model, self.processor, [prompt], decoding, stop):
-            if token is not None and (delta := text.add(token)):
-                yield delta
-        if rest := text.rest():
-            yield rest
+        unfinished: dict[int, str] = {}
+        try:
+            for step in decode(self.model, self.processor, [prompt], decoding, stop):
+                for group in step.groups:
+                    yield maker.make(group.modality, group.signals)
+                (token,) = step.ids
+                if token is not None and token < self.processor.vocab_rows and (delta := text.add(token)):
+                    yield delta
+                unfinished = step.unfinished
+            if rest := text.rest():
+                yield rest
+            for modality in unfinished.values():
+                yield Truncated(modality)
+        finally:
+            maker.close()
 
 
-def stripped(deltas: Iterator[str]) -> Iterator[str]:
+def collect(parts: Iterator[str | Media | Truncated]) -> Reply:
+    """A streamed reply as a whole."""
+    text, media, truncated = "", list[Media](), list[str]()
+    for part in parts:
+        if isinstance(part, str):
+            text += part
+        elif isinstance(part, Media):
+            media.append(part)
+        else:
+            truncated.append(part.modality)
+    return Reply.of(text, media, truncated)
+
+
+def stripped(parts: Iterator[str | Media | Truncated]) -> Iterator[str | Media | Truncated]:
     """The deltas of ``text.strip()``, given those of ``text``: many templates begin a reply with a space."""
     begun, held = False, ""
-    for delta in deltas:
-        held += delta
+    for part in parts:
+        if not isinstance(part, str):
+            yield part
+            continue
+        held += part
         if held.strip():
             text = (held if begun else held.lstrip()).rstrip()
             begun, held = True, held[len(held.rstrip()) :]

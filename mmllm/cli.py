@@ -95,7 +95,15 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--audio", action="append", default=[], metavar="FILE", help="a sound; may be repeated")
     sub.add_argument("--prompt", required=True, metavar="TEXT")
     sub.add_argument("--system", help="system prompt")
-    sub.add_argument("--seed", type=int, help="seed of the sampling (with --temperature)")
+    sub.add_argument("--output", metavar="DIR", help="folder for the pictures, sounds and clips that the model makes")
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="MODALITY.OPTION=VALUE",
+        help="a generator's option: image.steps=20",
+    )
+    sub.add_argument("--seed", type=int, help="seed of the sampling (with --temperature) and of the generators")
     sub.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
     sub.add_argument("--top-p", type=float, default=1.0)
     sub.add_argument("--max-new-tokens", type=positive, default=256)
@@ -225,15 +233,48 @@ def _generate(options: argparse.Namespace) -> int:
     content = [{"type": kind, "path": path} for kind, paths in files.items() for path in paths]
     messages: list[dict[str, Any]] = [{"role": "system", "content": options.system}] if options.system else []
     messages.append({"role": "user", "content": [*content, {"type": "text", "text": options.prompt}]})
-    text = assistant.chat(
+    reply = assistant.chat(
         messages,
         max_new_tokens=options.max_new_tokens,
         temperature=options.temperature,
         top_p=options.top_p,
         seed=options.seed,
+        media=_media_options(options.set),
     )
-    print(json.dumps({"text": text}, ensure_ascii=False) if options.json else text)
+    media: list[dict[str, Any]] = []
+    for number, item in enumerate(reply.media, start=1):
+        media.append({"type": item.type})
+        if options.output is not None:
+            path = Path(options.output) / f"{number}-{item.type}{item.suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            item.save(path)
+            media[-1]["path"] = str(path)
+    if media and options.output is None:
+        print(f"made {len(media)} file(s), not kept: give --output DIR", file=sys.stderr)
+    if options.json:
+        answer: dict[str, Any] = {"text": reply, "media": media}
+        print(json.dumps(answer | ({"truncated": reply.truncated} if reply.truncated else {}), ensure_ascii=False))
+        return 0
+    for line in (reply, *(item.get("path", f"[{item['type']}]") for item in media)):
+        print(line)
+    if reply.truncated:
+        print(f"cut off by --max-new-tokens: {', '.join(reply.truncated)}", file=sys.stderr)
     return 0
+
+
+def _media_options(words: list[str]) -> dict[str, dict[str, Any]]:
+    """``image.steps=20`` as ``{"image": {"steps": 20}}``."""
+    from mmllm.config.load import parse_value
+    from mmllm.errors import ConfigError
+
+    options: dict[str, dict[str, Any]] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        modality, dot, option = name.partition(".")
+        if not equals or not dot:
+            raise ConfigError([("", f"{word!r}: expected MODALITY.OPTION=VALUE, such as image.steps=20")], "--set")
+        options.setdefault(modality, {})[option] = parse_value(value, f"--set {name}")
+    return options
 
 
 def _eval(options: argparse.Namespace) -> int:

@@ -43,6 +43,68 @@ class Decoding:
             raise MmllmError("; ".join(wrong))
 
 
+@dataclass(frozen=True)
+class Step:
+    """What one step of decoding gave: the next token id of every prompt (None for one that has ended), and the groups of
+    signal tokens that it completed. ``unfinished`` maps prompts to the modality of a group that is still being written.
+    """
+
+    ids: list[int | None]
+    groups: list[Group]
+    unfinished: dict[int, str]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A complete group of signal tokens of prompt ``row``: ``signals (1, K, D_llm)`` for the output ``modality``."""
+
+    row: int
+    modality: str
+    signals: Tensor
+
+
+class SignalWriter:
+    """Keeps signal tokens in whole groups: the first one is the model's choice, the rest of its group follows.
+
+    ``open`` maps a prompt to the modality of its unfinished group. A group counts once the states at all its tokens are
+    known; so it is never half-used.
+    """
+
+    def __init__(self, processor: Processor, rows: int) -> None:
+        self.outputs = processor.signals
+        self.first = {signals.first: name for name, signals in self.outputs.items()}
+        self.others = [id for signals in self.outputs.values() for id in signals.ids[1:]]
+        self.states: list[list[Tensor]] = [[] for _ in range(rows)]
+        self.open: dict[int, str] = {}
+
+    def restrict(self, logits: Tensor) -> Tensor:
+        """``logits (B, V)`` in which a group can only be begun, or gone on with where it is open."""
+        if not self.outputs:
+            return logits
+        logits = logits.index_fill(1, torch.tensor(self.others, dtype=torch.int64, device=logits.device), -torch.inf)
+        for row, name in self.open.items():
+            logits[row] = -torch.inf
+            logits[row, self.outputs[name].first + len(self.states[row])] = 0.0
+        return logits
+
+    def written(self, ids: Sequence[int | None]) -> None:
+        """Tell which ids were chosen."""
+        for row, id in enumerate(ids):
+            if id in self.first and row not in self.open:
+                self.open[row] = self.first[id]
+
+    def read(self, states: Tensor) -> list[Group]:
+        """Take the ``states (B, D_llm)`` at the newest tokens; the groups that are complete now."""
+        complete = []
+        for row, name in list(self.open.items()):
+            self.states[row].append(states[row])
+            if len(self.states[row]) == self.outputs[name].count:
+                complete.append(Group(row, name, torch.stack(self.states[row])[None]))
+                self.states[row] = []
+                del self.open[row]
+        return complete
+
+
 @torch.inference_mode()
 def decode(
     model: MultimodalLM,
@@ -50,8 +112,8 @@ def decode(
     prompts: Sequence[Encoded],
     decoding: Decoding,
     stop: threading.Event | None = None,
-) -> Iterator[list[int | None]]:
-    """Yield the next token id of every prompt, step by step; None for a prompt that has ended.
+) -> Iterator[Step]:
+    """Decode all prompts together, token by token.
 
     Ends when all have ended, at ``max_new_tokens``, or within one step of ``stop`` being set. Raises ``MmllmError`` when the
     longest prompt leaves no room in the backbone's context.
@@ -73,13 +135,17 @@ def decode(
     places = (attention.cumsum(dim=1) - 1).clamp(min=0)
     embeddings = model.splice(batch.ids, batch.media)
     done = [False] * rows
+    writer = SignalWriter(processor, rows)
     for _ in range(min(decoding.max_new_tokens, room)):
         last = torch.arange(1, rows + 1, device=device) * embeddings.shape[1] - 1
-        logits = model.backbone(embeddings, attention, places, positions=last, cache=cache)
-        chosen = choose(logits, decoding, generator)
+        out = model.backbone(embeddings, attention, places, positions=last, states_at=last, cache=cache)
+        groups = writer.read(out.states + embeddings[:, -1])
+        chosen = choose(writer.restrict(out.logits), decoding, generator)
         ids: list[int | None] = [None if over else int(i) for over, i in zip(done, chosen.tolist(), strict=True)]
         done = [over or i in ends for over, i in zip(done, ids, strict=True)]
-        yield [None if over else i for over, i in zip(done, ids, strict=True)]
+        shown = [None if over else i for over, i in zip(done, ids, strict=True)]
+        writer.written(shown)
+        yield Step(shown, groups, dict(writer.open))
         if all(done) or (stop is not None and stop.is_set()):
             return
         embeddings = model.backbone.embed(chosen[:, None])

@@ -1,10 +1,9 @@
-"""The assembled model: encode media, splice them into the token embeddings, run the backbone, score the replies."""
+"""The assembled model: encode media, splice them into the token embeddings, run the backbone, score what it says and makes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Container, Mapping
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +13,13 @@ from mmllm.backbones.base import Backbone
 from mmllm.config.base import BuildContext, problems_at
 from mmllm.config.run import ModelConfig
 from mmllm.encoders.base import Encoder
-from mmllm.errors import ConfigError
+from mmllm.errors import ConfigError, MmllmError
+from mmllm.generators.base import Condition, Generator
 from mmllm.projectors.base import Projector
+from mmllm.projectors.output_module import OutputProjector
 
 if TYPE_CHECKING:
-    from mmllm.processing.processor import Batch, MediaBatch
-
-
-@dataclass(frozen=True)
-class Loss:
-    """``total`` is the *sum* of the supervised tokens' losses (float32 scalar), ``tokens`` their number.
-
-    Sums, not means: the trainer divides by the number of supervised tokens of the whole global batch.
-    """
-
-    total: Tensor
-    tokens: int
+    from mmllm.processing.processor import Batch, MadeBatch, MediaBatch
 
 
 class Input(nn.Module):
@@ -51,13 +41,43 @@ class Input(nn.Module):
         return embeddings  # type: ignore[no-any-return]
 
 
-class MultimodalLM(nn.Module):
-    """Modality inputs in front of a language-model backbone."""
+class Output(nn.Module):
+    """One modality's way out: signal tokens' states to a condition, condition to the frozen generator."""
 
-    def __init__(self, inputs: Mapping[str, Input], backbone: Backbone) -> None:
+    def __init__(self, projector: OutputProjector, generator: Generator | None) -> None:
+        super().__init__()
+        self.projector = projector
+        self.generator = None if generator is None else generator.requires_grad_(False)
+
+    def frozen(self) -> Generator:
+        """The generator. Raises ``MmllmError`` when the model was built without weights, for a plan."""
+        if self.generator is None:
+            raise MmllmError("this model was built without its generators' weights")
+        return self.generator
+
+    def forward(self, signals: Tensor) -> Condition:
+        """The condition of N media from ``signals (N, K, D_llm)``, last hidden states plus input embeddings."""
+        return Condition(self.projector(signals))
+
+    def losses(self, condition: Condition, made: MadeBatch, objectives: Container[str]) -> dict[str, Tensor]:
+        """Summed losses over the media of a batch, float32 scalars."""
+        sums: dict[str, Tensor] = {}
+        if "condition" in objectives and made.captions:
+            wanted = self.frozen().encode_text(made.captions)
+            sums["condition"] = condition.at(made.captioned).distance(wanted).sum()
+        if "denoise" in objectives and made.targets is not None:
+            sums["denoise"] = self.frozen().denoising_loss(condition.at(made.drawn), made.targets).sum()
+        return sums
+
+
+class MultimodalLM(nn.Module):
+    """Modality inputs in front of a language-model backbone, modality outputs behind it."""
+
+    def __init__(self, inputs: Mapping[str, Input], backbone: Backbone, outputs: Mapping[str, Output]) -> None:
         super().__init__()
         self.inputs = nn.ModuleDict(inputs)
         self.backbone = backbone
+        self.outputs = nn.ModuleDict(outputs)
 
     @classmethod
     def from_config(cls, config: ModelConfig, context: BuildContext) -> MultimodalLM:
@@ -66,11 +86,12 @@ class MultimodalLM(nn.Module):
         Raises ``ConfigError`` with everything that the parts refuse, each under its dotted path.
         """
         markers = 2 * sum(part.markers for part in config.inputs.values())
+        signals = sum(part.signal_tokens for part in config.outputs.values())
         problems: list[tuple[str, str]] = []
         backbone: Backbone | None = None
         inputs = {}
         with problems_at("model.backbone", problems, context):
-            backbone = config.backbone.build(context, num_new_tokens=markers)
+            backbone = config.backbone.build(context, num_new_tokens=signals + markers, num_signals=signals)
         for name, part in config.inputs.items():
             path = f"model.inputs.{name}"
             with problems_at(f"{path}.encoder", problems, context):
@@ -81,15 +102,30 @@ class MultimodalLM(nn.Module):
                         context, input_dim=encoder.output_dim, output_dim=backbone.hidden_dim
                     )
                     inputs[name] = Input(encoder, projector)
+        outputs = {}
+        for name, made in config.outputs.items():
+            path = f"model.outputs.{name}"
+            with problems_at(f"{path}.generator", problems, context):
+                shape, generator = made.generator.condition_shape(context), made.generator.build(context)
+            if backbone is not None and not problems:
+                with problems_at(f"{path}.projector", problems, context):
+                    out = made.projector.build(
+                        context,
+                        input_dim=backbone.hidden_dim,
+                        num_signals=made.signal_tokens,
+                        condition_shape=shape,
+                    )
+                    outputs[name] = Output(out, generator)
         if backbone is None or problems:
             raise ConfigError(problems)
-        return cls(inputs, backbone)
+        return cls(inputs, backbone, outputs)
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
         """The parts a stage can train, by name: disjoint, and together all parameters.
 
-        ``inputs.<name>.encoder``, ``inputs.<name>.projector``, ``backbone`` (its own weights), ``backbone.adapter`` and
-        ``backbone.new_tokens``. Inner keys are the parameters' names in this module.
+        ``inputs.<name>.encoder``, ``inputs.<name>.projector``, ``backbone`` (its own weights), ``backbone.adapter``,
+        ``backbone.new_tokens``, ``outputs.<name>.projector`` and ``outputs.<name>.generator`` (never trained). Inner
+        keys are the parameters' names in this module.
         """
         parts: dict[str, dict[str, nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
@@ -114,11 +150,29 @@ class MultimodalLM(nn.Module):
             flat = flat.index_copy(0, batch.positions, rows)
         return flat.view_as(embeddings)
 
-    def forward(self, batch: Batch) -> Loss:
-        """Summed next-token cross-entropy over the supervised tokens of ``batch``."""
+    def forward(self, batch: Batch, objectives: Collection[str] = ("text",)) -> dict[str, Tensor]:
+        """The objectives' losses over ``batch``, each a *sum* (float32 scalar) of ``batch.counts[objective]`` terms.
+
+        Sums, not means: the trainer divides by the terms of the whole global batch. ``text`` is the next-token
+        cross-entropy of the supervised tokens; an objective that nothing in the batch is for is left out.
+        """
         embeddings = self.splice(batch.ids, batch.media) + self._zero(batch)
-        logits = self.backbone(embeddings, batch.attention_mask, positions=batch.predict)
-        return Loss(F.cross_entropy(logits.float(), batch.targets, reduction="sum"), batch.tokens)
+        made = batch.made if any(name in objectives for name in ("condition", "denoise")) else {}
+        states_at = torch.cat([m.positions.flatten() for m in made.values()]) if made else None
+        out = self.backbone(embeddings, batch.attention_mask, positions=batch.predict, states_at=states_at)
+        sums: dict[str, Tensor] = {}
+        if "text" in objectives:
+            sums["text"] = F.cross_entropy(out.logits.float(), batch.targets, reduction="sum")
+        if states_at is not None and out.states is not None:
+            signals = out.states + embeddings.flatten(0, 1)[states_at]
+            pieces = torch.split(signals, [one.positions.numel() for one in made.values()])
+            for (name, one), piece in zip(made.items(), pieces, strict=True):
+                output = cast(Output, self.outputs[name])
+                condition = output(piece.view(*one.positions.shape, -1))
+                for objective, loss in output.losses(condition, one, objectives).items():
+                    sums[objective] = sums.get(objective, 0.0) + loss
+        # Ranks must agree on what takes part in backward: a batch without anything to learn from gives a zero.
+        return sums or {name: out.logits.float().sum() * 0.0 for name in objectives}
 
     def _zero(self, batch: Batch) -> Tensor | float:
         """Zero, with a graph to the trainable parameters of modalities that this batch lacks.
@@ -126,7 +180,8 @@ class MultimodalLM(nn.Module):
         A rank without pictures thus still produces (zero) gradients for the picture projector, and gradient reduction
         over ranks does not wait for ever. A text-only batch in a projector-only stage can run backward for the same reason.
         """
-        absent = [m for name, m in self.inputs.items() if name not in batch.media]
+        # Whether an output takes part depends on its captions and targets too, so outputs are always among them.
+        absent = [m for name, m in self.inputs.items() if name not in batch.media] + [*self.outputs.values()]
         trainable = [p for module in absent for p in module.parameters() if p.requires_grad]
         if self.backbone.new_tokens is not None:
             trainable += [p for p in self.backbone.new_tokens.parameters() if p.requires_grad]
@@ -136,7 +191,7 @@ class MultimodalLM(nn.Module):
 def part_of(parameter: str) -> str:
     """The part that a parameter belongs to, from its qualified name."""
     words = parameter.split(".")
-    if words[0] == "inputs":
+    if words[0] in ("inputs", "outputs"):
         return ".".join(words[:3])
     if words[1] == "new_tokens":
         return "backbone.new_tokens"

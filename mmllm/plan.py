@@ -23,6 +23,16 @@ class InputPlan:
 
 
 @dataclass(frozen=True)
+class OutputPlan:
+    """One modality's way out. ``condition`` maps the streams of the generator's condition to (L, D)."""
+
+    projector: str
+    generator: str
+    signal_tokens: int
+    condition: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
 class StagePlan:
     name: str
     trainable: int
@@ -37,6 +47,7 @@ class Plan:
     hidden_dim: int
     vocab_rows: int
     inputs: dict[str, InputPlan]
+    outputs: dict[str, OutputPlan]
     parameters: dict[str, int]
     total: int
     stages: list[StagePlan]
@@ -70,10 +81,15 @@ def make_plan(config: RunConfig, context: BuildContext) -> Plan:
         for name, part in config.model.inputs.items()
     }
     parameters = {name: sum(p.numel() for p in part.values()) for name, part in model.parts().items()}
+    outputs = {
+        name: OutputPlan(
+            part.projector.kind, part.generator.kind, part.signal_tokens, part.generator.condition_shape(offline)
+        )
+        for name, part in config.model.outputs.items()
+    }
     stages = [_stage_plan(stage, parameters) for stage in config.stages]
-    return Plan(
-        model.backbone.hidden_dim, model.backbone.vocab_rows, inputs, parameters, sum(parameters.values()), stages
-    )
+    backbone, total = model.backbone, sum(parameters.values())
+    return Plan(backbone.hidden_dim, backbone.vocab_rows, inputs, outputs, parameters, total, stages)
 
 
 def _picture(width: int, height: int) -> Any:
@@ -157,9 +173,18 @@ def render(plan: Plan, config: ModelConfig) -> str:
         ]
     lines += [
         f"  backbone     {config.backbone.kind:<16} (B, T, {plan.hidden_dim}) -> (B, T, {plan.vocab_rows})",
-        "",
-        "parameters",
     ]
+    for name, out in plan.outputs.items():
+        shapes = ", ".join(f"{stream} (N, {length}, {dim})" for stream, (length, dim) in out.condition.items())
+        size = count(plan.parameters[f"outputs.{name}.projector"])
+        weights = plan.parameters.get(f"outputs.{name}.generator")
+        lines += [
+            f"  {name}",
+            f"    signals    {out.signal_tokens} tokens",
+            f"    projector  {out.projector:<16} (N, {out.signal_tokens}, {plan.hidden_dim}) -> {shapes}   {size}",
+            f"    generator  {out.generator:<16} frozen   {'' if weights is None else count(weights)}",
+        ]
+    lines += ["", "parameters"]
     trained = [set(stage.parts) for stage in plan.stages]
     lines.append(f"  {'part':<28}{'count':>10}   " + "  ".join(f"{stage.name:>10}" for stage in plan.stages))
     for name, number in plan.parameters.items():

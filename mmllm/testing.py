@@ -20,7 +20,17 @@ from torch import Tensor, nn
 
 from mmllm.backbones.base import Backbone
 from mmllm.config.base import BuildContext, ComponentConfig
-from mmllm.config.families import AdapterConfig, BackboneConfig, EncoderConfig, Preprocessor, ProjectorConfig
+from mmllm.config.families import (
+    AdapterConfig,
+    BackboneConfig,
+    EncoderConfig,
+    GeneratorConfig,
+    OutputProjectorConfig,
+    Preprocessor,
+    ProjectorConfig,
+    Shape,
+)
+from mmllm.generators.base import Condition
 
 TINY_LIMIT = 500_000  # parameters
 INPUT_DIM, OUTPUT_DIM = 24, 40  # of the projectors under test
@@ -34,18 +44,20 @@ class ContractError(AssertionError):
 def check_component(config: ComponentConfig, *, media: Sequence[Any] | None = None) -> None:
     """Run the contract of ``config``'s family. Raises ``ContractError``: the component, the clause, what was found.
 
-    ``media`` are decoded examples for an encoder of another modality than ``image`` and ``audio``: at least two, of
+    ``media`` are decoded examples for an encoder or generator of a modality that mmllm does not know: at least two, of
     different sizes, the smallest possible among them.
     """
     checks: dict[str, Callable[[Any], None]] = {
         "encoder": lambda tiny: _check_encoder(tiny, media),
         "input_projector": _check_projector,
+        "output_projector": _check_output_projector,
+        "generator": lambda tiny: _check_generator(tiny, media),
         "backbone": _check_backbone,
         "adapter": _check_adapter,
     }
     check = checks.get(config.family)
     if check is None:
-        raise TypeError(f"found a {type(config).__name__}, expected an encoder, input projector, backbone or adapter")
+        raise TypeError(f"found a {type(config).__name__}, expected one of {', '.join(checks)}")
     _check_config(config)
     _check_config(config.tiny())
     torch.manual_seed(0)
@@ -200,6 +212,96 @@ def _check_projector(config: ProjectorConfig) -> None:
     _check_saving(config, projector, build, lambda module: module(features, mask)[0])
 
 
+# Output projectors and generators --------------------------------------------------------------------------------------
+CONDITION: dict[str, Shape] = {"text": (7, 12), "pooled": (1, 5)}  # what the output projectors under test give
+SIGNALS = (1, 3, 8)
+
+
+def _check_output_projector(config: OutputProjectorConfig) -> None:
+    for signals in SIGNALS:
+
+        def build(context: BuildContext, signals: int = signals) -> nn.Module:
+            return config.build(context, input_dim=INPUT_DIM, num_signals=signals, condition_shape=CONDITION)
+
+        module, given = _check_module(config, build), torch.randn(3, signals, INPUT_DIM)
+        with torch.no_grad():
+            found, alone = module(given), module(given[:1])
+            low = build(BuildContext(dtype=torch.bfloat16, weights=False)).eval()(given.bfloat16())
+        shapes = {name: tuple(value.shape[1:]) for name, value in found.items()}
+        _require(shapes == CONDITION, config, "the condition has the generator's shape", f"{shapes}, not {CONDITION}")
+        for name in CONDITION:
+            clause = "an item's condition does not depend on what it is batched with"
+            _equal(config, clause, found[name][:1], alone[name], 1e-5)
+            _require(low[name].isfinite().all(), config, "it runs in bfloat16", "values that are not finite")
+        module.train()
+        sum((value * torch.randn_like(value)).sum() for value in module(given).values()).backward()
+        _check_gradients(config, module)
+        _check_saving(config, module.eval(), build, lambda fresh, given=given: fresh(given)["text"])  # type: ignore[misc]
+
+
+def _check_generator(config: GeneratorConfig, media: Sequence[Any] | None) -> None:
+    context = BuildContext(dtype=torch.float32)
+    shapes, target = config.condition_shape(BuildContext(weights=False)), config.target(context)
+    generator = config.build(context)
+    _require(generator is not None, config, "a tiny generator needs no files", "build() gave None")
+    assert generator is not None
+    generator.train()
+    moving = [name for name, p in generator.named_parameters() if p.requires_grad]
+    _require(not moving, config, "a generator is frozen", f"{moving[:3]} would train")
+    awake = [name for name, m in generator.named_modules() if m.training]
+    _require(not awake, config, "a generator stays in evaluation mode", f"{awake[:3]} are in training mode")
+
+    text = generator.encode_text(["one", "two words"])
+    found = {name: tuple(value.shape[1:]) for name, value in text.streams.items()}
+    _require(found == shapes, config, "condition_shape is that of encode_text", f"{shapes} and {found}")
+    examples = list(media) if media is not None else _targets(config)
+    targets = [target(example) for example in examples]
+    copied = pickle.loads(pickle.dumps(target))
+    same = all(torch.equal(copied(e), t) for e, t in zip(examples, targets, strict=True))
+    _require(same, config, "a pickled target is equal, and targets are deterministic", "tensors differ")
+    _require(len({t.shape for t in targets}) == 1, config, "targets have one shape", str([t.shape for t in targets]))
+
+    streams = {name: value.clone().requires_grad_() for name, value in text.streams.items()}
+    losses = generator.denoising_loss(Condition(streams, text.masks), torch.stack(targets[:2]))
+    _require(losses.shape == (2,), config, "denoising_loss is (N,)", str(tuple(losses.shape)))
+    torch.autograd.backward(losses.sum())
+    dead = [name for name, value in streams.items() if value.grad is None or not value.grad.any()]
+    _require(not dead, config, "the loss depends on every stream of the condition", f"not on {dead}")
+
+    seen: list[tuple[int, int]] = []
+    how = generator.sampling.with_(seed=1, steps=2)
+
+    def listen(done: int, total: int) -> bool:
+        seen.append((done, total))
+        return True
+
+    made = generator.generate(text, how, listen)
+    _require(len(made) == 2, config, "generate makes one medium per item", str(len(made)))
+    _require(seen == [(1, 2), (2, 2)], config, "on_step hears of every step", str(seen))
+    _require(generator.generate(text, how, lambda *_: False) == [], config, "on_step can stop it", "it went on")
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{turn}{generator.suffix}" for turn in (0, 1)]
+        for file, item in zip(files, (made[0], generator.generate(text, how)[0]), strict=True):
+            item.save(file)
+        same = files[0].read_bytes() == files[1].read_bytes()
+        _require(same, config, "a seed decides what is made", "two runs with one seed differ")
+
+
+def _targets(config: GeneratorConfig) -> list[Any]:
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((20, 30), (64, 8))]
+    made: dict[str, list[Any]] = {
+        "image": pictures,
+        "audio": [rng.normal(0, 0.1, size).astype(np.float32) for size in (1, 3000)],
+        "video": [pictures[:1] * 9, pictures[1:] * 2],
+    }
+    if config.media not in made:
+        raise ContractError(
+            f"{config.kind!r}: no examples of {config.media!r}; call check_component(config, media=[…])"
+        )
+    return made[config.media]
+
+
 def _check_gradients(config: ComponentConfig, module: nn.Module) -> None:
     trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
     missing = [name for name, p in trainable.items() if p.grad is None or not p.grad.isfinite().all()]
@@ -210,10 +312,10 @@ def _check_gradients(config: ComponentConfig, module: nn.Module) -> None:
 def _check_backbone(config: BackboneConfig) -> None:
     from transformers import DynamicCache
 
-    new = 3
+    new, signals = 3, 2
 
     def build(context: BuildContext) -> Backbone:
-        return config.build(context, num_new_tokens=new)
+        return config.build(context, num_new_tokens=new, num_signals=signals)
 
     context = BuildContext(weights=False)
     module = _check_module(config, build)
@@ -234,34 +336,37 @@ def _check_backbone(config: BackboneConfig) -> None:
         _require(
             embedded.shape == (2, 7, module.hidden_dim), config, "embed gives (..., D)", str(tuple(embedded.shape))
         )
-        rows_of_new = next(iter(module.new_tokens.parameters())) if module.new_tokens is not None else torch.empty(0)
+        rows_of_new = module.new_tokens.weight if module.new_tokens is not None else torch.empty(0)
         _equal(config, "new tokens have rows of their own", embedded[0, 2:5], rows_of_new.to(embedded.dtype), 0.0)
-        logits = module(embedded, mask)
-        _require(logits.shape == (2, 7, rows), config, "logits are (B, T, vocab_rows)", str(tuple(logits.shape)))
+        logits = module(embedded, mask).logits
+        wanted = (2, 7, rows + signals)
+        _require(logits.shape == wanted, config, "logits are (B, T, vocab_rows + signals)", str(tuple(logits.shape)))
         positions = torch.tensor([12, 0, 6])
-        asked = module(embedded, mask, positions=positions)
-        _equal(
-            config,
-            "logits at asked positions are those of the full forward",
-            asked,
-            logits.flatten(0, 1)[positions],
-            1e-5,
-        )
+        asked = module(embedded, mask, positions=positions, states_at=positions[:2])
+        clause = "logits at asked positions are those of the full forward"
+        _equal(config, clause, asked.logits, logits.flatten(0, 1)[positions], 1e-5)
+        shape = None if asked.states is None else tuple(asked.states.shape)
+        _require(shape == (2, module.hidden_dim), config, "states at K' positions are (K', D)", str(shape))
+        assert asked.states is not None
+        again = torch.nn.functional.linear(asked.states, module.tables()[1].to(asked.states.dtype))
+        close = torch.allclose(again, asked.logits[:2, :rows], atol=1e-4)
+        same = torch.equal(again.argmax(-1), asked.logits[:2, :rows].argmax(-1))
+        _require(close or same, config, "states are what the head reads", "the head gives other logits")
         padded = torch.cat([embedded[:1], torch.randn(1, 3, module.hidden_dim)], dim=1)
-        seen = module(padded, torch.tensor([[1] * 7 + [0] * 3]))
+        seen = module(padded, torch.tensor([[1] * 7 + [0] * 3])).logits
         _equal(config, "padding never influences real positions", seen[0, :7], logits[0], 1e-4)
         cache = DynamicCache()
-        parts = [module(embedded[:, :4], mask[:, :4], cache=cache)]
-        parts += [module(embedded[:, i : i + 1], mask[:, : i + 1], cache=cache) for i in range(4, 7)]
+        parts = [module(embedded[:, :4], mask[:, :4], cache=cache).logits]
+        parts += [module(embedded[:, i : i + 1], mask[:, : i + 1], cache=cache).logits for i in range(4, 7)]
         _equal(
             config, "decoding with the cache gives the logits of the full forward", torch.cat(parts, 1), logits, 1e-4
         )
         low = build(BuildContext(dtype=torch.bfloat16, weights=False)).eval()
-        low_logits = low(low.embed(ids), mask)
+        low_logits = low(low.embed(ids), mask).logits
     _require(low_logits.isfinite().all(), config, "it runs in bfloat16", "logits that are not finite")
-    module(module.embed(ids), mask).float().logsumexp(-1).sum().backward()
+    module(module.embed(ids), mask).logits.float().logsumexp(-1).sum().backward()
     _check_gradients(config, module)
-    _check_saving(config, module, build, lambda fresh: fresh(fresh.embed(ids), mask))
+    _check_saving(config, module, build, lambda fresh: fresh(fresh.embed(ids), mask).logits)
 
 
 def _check_adapter(config: AdapterConfig) -> None:

@@ -19,7 +19,7 @@ from mmllm.encoders.whisper_module import WhisperPreprocessor
 from mmllm.projectors.base import Projector
 from mmllm.testing import ContractError, check_component
 
-FAMILIES = ("encoder", "input_projector", "backbone", "adapter")
+FAMILIES = ("encoder", "input_projector", "backbone", "adapter", "output_projector", "generator")
 EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
     "encoder": {
         "clip": [
@@ -45,6 +45,27 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"architecture": {"model_type": "qwen3"}},
             {"architecture": {"model_type": "gpt2"}, "adapter": {"kind": "lora"}},
         ]
+    },
+    "output_projector": {
+        "linear": [{}],
+        "mlp": [{}, {"depth": 3}],
+        "tiny_transformer": [{}],
+        "qformer": [{}, {"cross_attention_every": 2, "num_layers": 2}],
+    },
+    "generator": {
+        "stable_diffusion": [
+            {},
+            {"architecture": {"pipeline": "StableDiffusionXLPipeline"}, "scheduler": "EulerDiscreteScheduler"},
+            {"architecture": {"pipeline": "StableDiffusion3Pipeline"}, "condition_length": 20},
+            {"architecture": {"pipeline": "FluxPipeline"}},
+            {"architecture": {"pipeline": "SanaPipeline"}, "width": 32, "height": 32},
+        ],
+        "audio_diffusion": [
+            {},
+            {"architecture": {"pipeline": "AudioLDM2Pipeline"}},
+            {"architecture": {"pipeline": "StableAudioPipeline"}},
+        ],
+        "video_diffusion": [{"num_frames": 5}, {"architecture": {"pipeline": "WanPipeline"}, "num_frames": 5}],
     },
     "adapter": {"lora": [{}, {"targets": ["q_proj", "v_proj"], "dropout": 0.1}]},
 }
@@ -165,5 +186,5 @@ def test_other_families_are_refused() -> None:
     from mmllm.config.families import AnyReader
 
     reader = TypeAdapter(AnyReader).validate_python({"kind": "messages", "path": "data.jsonl"})
-    with pytest.raises(TypeError, match="expected an encoder, input projector, backbone or adapter"):
+    with pytest.raises(TypeError, match="expected one of encoder, input_projector, output_projector, generator"):
         check_component(reader)

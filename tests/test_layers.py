@@ -17,16 +17,18 @@ ALLOWED = {
     "encoders": {"config", "pretrained"},
     "projectors": {"config", "pretrained"},
     "backbones": {"config", "pretrained"},
+    "generators": {"config", "pretrained"},
     "processing": {"config"},
-    "model": {"config", "encoders", "projectors", "backbones", "processing"},
+    "model": {"config", "encoders", "projectors", "backbones", "generators", "processing"},
     "generation": {"config", "model", "processing"},
     "data": {"config", "processing"},
     "plan": {"config", "model"},
     "training": {"config", "model", "processing", "data", "generation", "backbones", "pretrained"},
-    "assistant": {"config", "model", "processing", "generation", "training"},
+    "making": {"config", "model", "generators"},
+    "assistant": {"config", "model", "processing", "generation", "making", "training"},
     "evaluation": {"config", "processing", "assistant"},
-    "chat": {"config", "processing", "assistant"},
-    "testing": {"config", "encoders", "projectors", "backbones", "model", "processing"},
+    "chat": {"config", "processing", "assistant", "making"},
+    "testing": {"config", "encoders", "projectors", "backbones", "generators", "model", "processing"},
     "ui": {"config", "processing", "assistant", "chat"},
 }
 HEAVY = {"transformers", "diffusers", "peft", "gradio", "open_clip", "whisper", "accelerate"}
@@ -73,7 +75,7 @@ def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
 def test_configs_do_not_import_torch() -> None:
     for path in PACKAGE.glob("*/*.py"):
         if (
-            path.parent.name in ("encoders", "projectors", "backbones")
+            path.parent.name in ("encoders", "projectors", "backbones", "generators")
             and (path.parent / f"{path.stem}_module.py").exists()
         ):
             assert "torch" not in imports(ast.parse(path.read_text()), top_level_only=True), path

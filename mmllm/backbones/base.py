@@ -3,22 +3,48 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
 class NewTokens(nn.Module):
-    """Embedding rows of mmllm's own tokens, beside the backbone's frozen table. ``weight`` is ``(n, D_llm)``."""
+    """Rows of mmllm's own tokens, beside the backbone's frozen tables.
 
-    def __init__(self, table: Tensor, count: int) -> None:
+    ``weight (n, D_llm)`` are embeddings. The first tokens, the signal tokens, can be written as well: ``head
+    (num_signals, D_llm)`` gives their logits, and is absent without them.
+    """
+
+    def __init__(self, table: Tensor, count: int, head: Tensor | None = None, num_signals: int = 0) -> None:
         super().__init__()
-        # Rows start as the mean of the table plus noise of its spread (Hewitt 2021, "Initializing new word embeddings"),
-        # which keeps their norm at the table's scale. They train, so they are kept in float32.
-        table = table.detach().float()
-        std, mean = torch.std_mean(table, dim=0)
-        self.weight = nn.Parameter(mean + std * torch.randn(count, table.shape[1], device=table.device))
+        self.weight = nn.Parameter(_fresh_rows(table, count))
+        self.register_parameter("head", None)
+        if num_signals:
+            self.head = nn.Parameter(_fresh_rows(table if head is None else head, num_signals))
+
+    def keep_norms(self, table: Tensor, head: Tensor) -> None:
+        """Scale every row to the mean norm of its table (GILL, arXiv 2305.17216, ``main.py``): call after each step."""
+        with torch.no_grad():
+            for rows, old in ((self.weight, table), (self.head, head)):
+                if rows is not None:
+                    scale = old.detach().float().norm(dim=1).mean()
+                    rows.mul_(scale / rows.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+
+def _fresh_rows(table: Tensor, count: int) -> Tensor:
+    # Rows start as the mean of the table plus noise of its spread (Hewitt 2021, "Initializing new word embeddings"),
+    # which keeps their norm at the table's scale. They train, so they are kept in float32.
+    table = table.detach().float()
+    std, mean = torch.std_mean(table, dim=0)
+    return mean + std * torch.randn(count, table.shape[1], device=table.device)
+
+
+class BackboneOutput(NamedTuple):
+    """``logits``, and the last hidden ``states (K', D_llm)`` at the positions asked for (None when none were)."""
+
+    logits: Tensor
+    states: Tensor | None
 
 
 class Backbone(nn.Module):
@@ -38,6 +64,10 @@ class Backbone(nn.Module):
         """Embeddings ``(..., D_llm)`` of int64 ids ``(...)``; ids from ``vocab_rows`` on are new tokens."""
 
     @abstractmethod
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """The frozen embedding table and head, ``(vocab_rows, D_llm)`` each; one tensor twice where they are tied."""
+
+    @abstractmethod
     def compile_layers(self) -> None:
         """Compile the repeated layers in place, for batches of any shape; the names of the parameters stay."""
 
@@ -48,11 +78,13 @@ class Backbone(nn.Module):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         positions: Tensor | None = None,
+        states_at: Tensor | None = None,
         cache: Any = None,
-    ) -> Tensor:
+    ) -> BackboneOutput:
         """Logits from ``inputs_embeds (B, T, D_llm)``.
 
-        ``positions`` (int64, K) are flat indices into B*T: the head runs there only and the result is ``(K, vocab_rows)``;
-        without it the result is ``(B, T, vocab_rows)``. ``attention_mask (B, T_total)`` and ``position_ids (B, T)`` as in
-        transformers; ``cache`` is a transformers cache, filled in place.
+        ``positions`` (int64, K) are flat indices into B*T: the head runs there only and the logits are ``(K, V)``;
+        without it they are ``(B, T, V)``. V is ``vocab_rows`` plus the number of signal tokens. ``states_at`` (int64, K')
+        are flat indices of which the head's own input is returned as well. ``attention_mask (B, T_total)`` and
+        ``position_ids (B, T)`` as in transformers; ``cache`` is a transformers cache, filled in place.
         """

@@ -143,11 +143,11 @@ class CausalLMConfig(BackboneConfig):
             )
         return tokenizer
 
-    def build(self, context: BuildContext, *, num_new_tokens: int) -> CausalLM:
+    def build(self, context: BuildContext, *, num_new_tokens: int, num_signals: int = 0) -> CausalLM:
         from mmllm.backbones.causal_lm_module import CausalLM, load_causal_lm
 
         model = load_causal_lm(self, context)
-        return CausalLM(model, adapter=self.adapter, num_new_tokens=num_new_tokens)
+        return CausalLM(model, self.adapter, num_new_tokens, num_signals)
 
 
 def config_of(architecture: Mapping[str, Any]) -> PretrainedConfig:

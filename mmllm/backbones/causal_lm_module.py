@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from mmllm.backbones.base import Backbone, NewTokens
+from mmllm.backbones.base import Backbone, BackboneOutput, NewTokens
 from mmllm.errors import CheckpointError, ConfigError, brief
 
 if TYPE_CHECKING:
@@ -69,22 +70,27 @@ def _refusal(error: Exception) -> ConfigError:
 class CausalLM(Backbone):
     """``model`` is the transformers model, wrapped by peft when there is an adapter."""
 
-    def __init__(self, model: Any, adapter: AdapterConfig | None, num_new_tokens: int) -> None:
+    def __init__(
+        self, model: Any, adapter: AdapterConfig | None, num_new_tokens: int = 0, num_signals: int = 0
+    ) -> None:
         super().__init__()
-        table = model.get_input_embeddings().weight
+        table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
         self.vocab_rows, self.hidden_dim = table.shape
-        self.new_tokens = NewTokens(table, num_new_tokens) if num_new_tokens else None
-        self._positions: Tensor | None = None
-        # The head sees only the asked positions. A hook on the head's input does it for every architecture alike: what a
-        # model adds after its head (scaling, soft-capping) acts on each logit alone and so stays exact.
-        model.get_output_embeddings().register_forward_pre_hook(self._select_positions)
+        self.new_tokens = NewTokens(table, num_new_tokens, head.weight, num_signals) if num_new_tokens else None
+        self._asked = _Asked()
+        # A hook on the head's input does it for every architecture alike: what a model adds after its head (scaling,
+        # soft-capping) acts on each logit alone and so stays exact.
+        head.register_forward_pre_hook(self._select)
         self.model = model if adapter is None else adapter.apply(model)
 
-    def _select_positions(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        if self._positions is None:
-            return None
-        hidden = args[0]
-        return (hidden.reshape(-1, hidden.shape[-1])[self._positions][None], *args[1:])
+    def _select(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+        """Let the head see only the asked positions, and keep the hidden states that were asked for."""
+        asked, hidden = self._asked, args[0]
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        if asked.states_at is not None:
+            asked.states = flat[asked.states_at]
+        asked.seen = hidden if asked.positions is None else flat[asked.positions][None]
+        return (asked.seen, *args[1:])
 
     def embed(self, ids: Tensor) -> Tensor:
         is_new = ids >= self.vocab_rows
@@ -105,15 +111,20 @@ class CausalLM(Backbone):
             if type(module).__name__ in layers:
                 module.compile(dynamic=True)
 
+    def tables(self) -> tuple[Tensor, Tensor]:
+        embeddings, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()  # type: ignore[operator]
+        return embeddings.weight, head.weight
+
     def forward(
         self,
         inputs_embeds: Tensor,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         positions: Tensor | None = None,
+        states_at: Tensor | None = None,
         cache: Any = None,
-    ) -> Tensor:
-        self._positions = positions
+    ) -> BackboneOutput:
+        self._asked = asked = _Asked(positions, states_at)
         try:
             out = self.model(
                 inputs_embeds=inputs_embeds,
@@ -123,6 +134,20 @@ class CausalLM(Backbone):
                 use_cache=cache is not None,
             )
         finally:
-            self._positions = None
+            self._asked = _Asked()
         logits: Tensor = out.logits
-        return logits if positions is None else logits[0]
+        if self.new_tokens is not None and self.new_tokens.head is not None and asked.seen is not None:
+            head = self.new_tokens.head
+            signals = nn.functional.linear(asked.seen.to(head.dtype), head)
+            logits = torch.cat([logits, signals.to(logits.dtype)], dim=-1)
+        return BackboneOutput(logits if positions is None else logits[0], asked.states)
+
+
+@dataclass
+class _Asked:
+    """What one forward pass is asked for, and what the head's hook found."""
+
+    positions: Tensor | None = None
+    states_at: Tensor | None = None
+    seen: Tensor | None = None
+    states: Tensor | None = None

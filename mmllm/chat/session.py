@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import json
 import mimetypes
+import tempfile
 import threading
 import uuid
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from mmllm.chat.feedback import Feedback, Rating
 from mmllm.errors import DataError
+from mmllm.making import Media, Truncated
 
 # The file endings offered for each modality. They only sort files into content parts; whether the bytes really are a
 # picture or a sound is decided by the media decoders.
@@ -24,8 +27,11 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 PLURALS: dict[str, str] = {"image": "pictures", "audio": "sounds"}
 
 
+POLL_SECONDS = 0.2  # how often a page hears of a medium in the making
+
+
 class Assistant(Protocol):
-    """What the chat needs of a model: the modalities it takes, and replies as a stream of text pieces.
+    """What the chat needs of a model: the modalities it takes, and replies as a stream of text pieces and media.
 
     ``options`` are the fields of ``Sampling`` and ``stop``, a ``threading.Event`` that ends the reply within one token.
     """
@@ -43,7 +49,7 @@ class Assistant(Protocol):
         top_p: float = ...,
         seed: int | None = ...,
         stop: threading.Event | None = ...,
-    ) -> Iterator[str]: ...
+    ) -> Iterator[str | Media | Truncated]: ...
 
 
 @dataclass(frozen=True)
@@ -60,8 +66,10 @@ class Sampling:
 class ChatSession:
     """A conversation of user and assistant turns by turns, kept as a list of messages with content parts.
 
-    Text parts are ``{"type": "text", "text": …}``, media parts ``{"type": <modality>, "path": …}``. While a reply
-    streams, its text so far already stands in ``messages``, so a reply that was stopped or cut off is never lost.
+    Text parts are ``{"type": "text", "text": …}``, media parts ``{"type": <modality>, "path": …}``; one that the assistant
+    is still making has ``"making": Media`` in place of a path. While a reply streams, what there is of it already stands
+    in ``messages``, so a reply that was stopped or cut off is never lost. Made files lie in a folder that goes away with
+    the session.
     """
 
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -105,39 +113,64 @@ class ChatSession:
         return bool(self.messages) and self.messages[-1]["role"] == "user"
 
     def reply(self, assistant: Assistant, sampling: Sampling) -> Generator[str, None, None]:
-        """Answer the last user turn; yields the whole answer so far after each piece of text.
+        """Answer the last user turn; yields the text so far after each piece of it, and while media are being made.
 
         Ends early after ``stop()``, also when ``stop()`` came between the user turn and this call. However it ends, the
         model is told to stop. If it fails or is given up before its first piece, the history is as it was before.
-        Raises ``DataError`` when there is nothing to answer or the assistant does not take one of the files, and whatever
-        the assistant raises.
+        Raises ``DataError`` when there is nothing to answer, the assistant does not take one of the files or its answer
+        was cut off within a medium, and whatever the assistant raises.
         """
         if not self.waiting:
             raise DataError("There is no question to answer yet.")
         modalities = known_modalities(assistant)
-        for path in self.files():
+        for path in self.files("user"):
             media_part(path, modalities)
         stop = self._stop
         self.idle.clear()
         asked = self.request()
-        part = {"type": "text", "text": ""}
-        answer = {"role": "assistant", "content": [part]}
+        answer: dict[str, Any] = {"role": "assistant", "content": [{"type": "text", "text": ""}]}
         self.messages.append(answer)
         try:
             if stop.is_set():
                 return
             for piece in assistant.chat(asked, stream=True, stop=stop, **asdict(sampling)):
-                part["text"] += piece
-                yield part["text"]
+                _add_piece(answer["content"], piece)
+                yield text_of(answer)
                 if stop.is_set():
                     return
+            for _ in self._finish(answer["content"]):
+                yield text_of(answer)
         except BaseException:
-            if not part["text"] and self.messages and self.messages[-1] is answer:
+            if _is_empty(answer) and self.messages and self.messages[-1] is answer:
                 self.messages.pop()
             raise
         finally:
             stop.set()
             self.idle.set()
+            answer["content"][:] = [part for part in answer["content"] if "making" not in part]
+            if not answer["content"]:
+                answer["content"].append({"type": "text", "text": ""})
+
+    def _finish(self, content: list[dict[str, Any]]) -> Iterator[None]:
+        """Wait for the media of an answer and keep them as files."""
+        for part in content:
+            if "making" not in part:
+                continue
+            media = part["making"]
+            while not media.wait(POLL_SECONDS):
+                yield
+            if not media.stopped:
+                path = self._made / f"{uuid.uuid4().hex}{media.suffix}"
+                media.save(path)
+                del part["making"]
+                part["path"] = str(path)
+            yield
+
+    @cached_property
+    def _made(self) -> Path:
+        # The object deletes its folder when it goes, so it must live as long as the session.
+        self._folder = tempfile.TemporaryDirectory(prefix="mmllm-made-", ignore_cleanup_errors=True)
+        return Path(self._folder.name)
 
     def request(self) -> list[dict[str, Any]]:
         """The messages as the assistant gets them: the system prompt, if any, then the conversation."""
@@ -203,19 +236,36 @@ class ChatSession:
             text = text.replace(str(path), path.name)
         return text
 
-    def files(self) -> list[Path]:
-        """The files of the whole conversation, in order."""
-        parts = [part for message in self.messages for part in message["content"]]
-        return [Path(part["path"]) for part in parts if part["type"] != "text"]
+    def files(self, role: str | None = None) -> list[Path]:
+        """The files of the whole conversation, or of one side of it, in order."""
+        messages = [message for message in self.messages if role in (None, message["role"])]
+        return [Path(part["path"]) for message in messages for part in message["content"] if "path" in part]
 
     def export(self) -> str:
         """The conversation as JSON, ``{"id": …, "messages": […]}``, in the data layout; media as data URLs."""
         messages = []
         for message in self.request():
             content = message["content"]
-            parts = content if isinstance(content, str) else [_portable(part) for part in content]
+            parts = content if isinstance(content, str) else [_portable(p) for p in content if "making" not in p]
             messages.append({"role": message["role"], "content": parts})
         return json.dumps({"id": self.id, "messages": messages}, indent=2)
+
+
+def _add_piece(content: list[dict[str, Any]], piece: str | Media | Truncated) -> None:
+    if isinstance(piece, Truncated):
+        raise DataError(f"The answer was cut off before its {piece.modality} was complete; allow longer answers.")
+    if isinstance(piece, str):
+        if content[-1]["type"] != "text":
+            content.append({"type": "text", "text": ""})
+        content[-1]["text"] += piece
+        return
+    if content == [{"type": "text", "text": ""}]:
+        content.clear()
+    content.append({"type": piece.type, "making": piece})
+
+
+def _is_empty(message: dict[str, Any]) -> bool:
+    return not any(part.get("text") or "path" in part for part in message["content"])
 
 
 def text_of(message: dict[str, Any]) -> str:

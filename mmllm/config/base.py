@@ -38,6 +38,17 @@ BUILTIN: dict[str, dict[str, str]] = {
         "qformer": "mmllm.projectors.qformer:QFormerConfig",
         "cross_attention": "mmllm.projectors.cross_attention:CrossAttentionConfig",
     },
+    "output_projector": {
+        "linear": "mmllm.projectors.output:LinearOutputConfig",
+        "mlp": "mmllm.projectors.output:MLPOutputConfig",
+        "tiny_transformer": "mmllm.projectors.output:TinyTransformerConfig",
+        "qformer": "mmllm.projectors.output:QFormerOutputConfig",
+    },
+    "generator": {
+        "stable_diffusion": "mmllm.generators.image:StableDiffusionConfig",
+        "audio_diffusion": "mmllm.generators.audio:AudioDiffusionConfig",
+        "video_diffusion": "mmllm.generators.video:VideoDiffusionConfig",
+    },
     "backbone": {"causal_lm": "mmllm.backbones.causal_lm:CausalLMConfig"},
     "adapter": {"lora": "mmllm.backbones.lora:LoraConfig"},
     "reader": {

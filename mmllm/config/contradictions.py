@@ -15,9 +15,13 @@ Problems = list[tuple[str, str]]
 
 
 def matching(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
-    """The names, in their order, that a shell-style pattern fits."""
+    """The names, in their order, that a shell-style pattern fits. Generators stay frozen: no pattern means them."""
     patterns = list(patterns)
-    return [name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    return [name for name in _trainable(names) if any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+def _trainable(names: Iterable[str]) -> list[str]:
+    return [name for name in names if not (name.startswith("outputs.") and name.endswith(".generator"))]
 
 
 def rate(stage: StageConfig, part: str) -> float:
@@ -30,7 +34,7 @@ def pattern_problems(where: str, train: Iterable[str], part_lr: Iterable[str], n
 
     ``where`` is the stage's dotted path.
     """
-    train = list(train)
+    train, names = list(train), _trainable(names)
     trained = matching(train, names)
     problems = [
         (

@@ -6,7 +6,7 @@ Splitting the two keeps `mmllm plan`, config errors and data workers free of tor
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
     from mmllm.backbones.base import Backbone
     from mmllm.encoders.base import Encoder
+    from mmllm.generators.base import Generator
     from mmllm.projectors.base import Projector
+    from mmllm.projectors.output_module import OutputProjector
+
+Shape = tuple[int, int]  # (L, D) of one stream of a generator's condition; a single vector has L = 1
 
 
 class Preprocessor(Protocol):
@@ -47,6 +51,18 @@ class Preprocessor(Protocol):
         ...
 
 
+class Target(Protocol):
+    """The worker-side half of a generator: makes the tensor of a decoded medium that is to be generated. Picklable.
+
+    ``media`` and ``decode_options`` as in ``Preprocessor``; all its tensors have one shape.
+    """
+
+    media: str
+    decode_options: dict[str, Any]
+
+    def __call__(self, media: Any) -> torch.Tensor: ...
+
+
 class EncoderConfig(ComponentConfig):
     """A modality encoder."""
 
@@ -70,6 +86,37 @@ class ProjectorConfig(ComponentConfig):
 
     @abstractmethod
     def build(self, context: BuildContext, *, input_dim: int, output_dim: int) -> Projector: ...
+
+
+class OutputProjectorConfig(ComponentConfig):
+    """An output projector: hidden states at K signal tokens, (N, K, D_llm), to a generator's condition."""
+
+    family: ClassVar[str] = "output_projector"
+
+    @abstractmethod
+    def build(
+        self, context: BuildContext, *, input_dim: int, num_signals: int, condition_shape: Mapping[str, Shape]
+    ) -> OutputProjector:
+        """``input_dim`` is D_llm, ``num_signals`` K; ``condition_shape`` comes from the generator, never from YAML."""
+
+
+class GeneratorConfig(ComponentConfig):
+    """A frozen generator: a condition in, a picture, sound or clip out. ``media`` names what it makes."""
+
+    family: ClassVar[str] = "generator"
+    media: ClassVar[str]
+
+    @abstractmethod
+    def condition_shape(self, context: BuildContext) -> dict[str, Shape]:
+        """The streams of the condition and their shapes, read from JSON files alone."""
+
+    @abstractmethod
+    def target(self, context: BuildContext) -> Target:
+        """How a medium becomes what ``Generator.denoising_loss`` takes."""
+
+    @abstractmethod
+    def build(self, context: BuildContext) -> Generator | None:
+        """None when its weights are in files that ``context`` does not allow to read: a plan needs the shape alone."""
 
 
 class AdapterConfig(ComponentConfig):
@@ -105,7 +152,8 @@ class BackboneConfig(ComponentConfig):
         return None
 
     @abstractmethod
-    def build(self, context: BuildContext, *, num_new_tokens: int) -> Backbone: ...
+    def build(self, context: BuildContext, *, num_new_tokens: int, num_signals: int = 0) -> Backbone:
+        """``num_new_tokens`` rows beside the table; the first ``num_signals`` of them can also be predicted."""
 
 
 class ReaderConfig(ComponentConfig):
@@ -123,4 +171,8 @@ AnyProjector = Annotated[SerializeAsAny[ProjectorConfig], BeforeValidator(partia
 AnyAdapter = Annotated[SerializeAsAny[AdapterConfig], BeforeValidator(partial(_dispatch, "adapter"))]
 AnyBackbone = Annotated[SerializeAsAny[BackboneConfig], BeforeValidator(partial(_dispatch, "backbone"))]
 AnyReader = Annotated[SerializeAsAny[ReaderConfig], BeforeValidator(partial(_dispatch, "reader"))]
+AnyOutputProjector = Annotated[
+    SerializeAsAny[OutputProjectorConfig], BeforeValidator(partial(_dispatch, "output_projector"))
+]
+AnyGenerator = Annotated[SerializeAsAny[GeneratorConfig], BeforeValidator(partial(_dispatch, "generator"))]
 BackboneConfig.model_rebuild()

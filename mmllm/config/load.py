@@ -199,6 +199,15 @@ def _override(tree: dict[str, Any], text: str, problems: Problems) -> None:
         problems.append((path, f"cannot set {last!r} in a plain value {node!r}"))
 
 
+def parse_value(text: str, where: str) -> Any:
+    """A single YAML value. Raises ``ConfigError`` naming ``where``."""
+    problems: Problems = []
+    holder = _parse_yaml(f"value: {text}", where, problems)
+    if problems or holder is None:
+        raise ConfigError(problems, where)
+    return holder["value"]
+
+
 def _step(node: Any, word: str, path: str, problems: Problems) -> Any:
     if isinstance(node, list):
         position = _index(node, word, path, problems)
@@ -224,18 +233,19 @@ def _index(node: list[Any], word: str, path: str, problems: Problems) -> int | N
 
 def part_names(tree: Mapping[str, Any]) -> list[str]:
     """The trainable parts of a configuration, read off the raw mapping (which may be faulty elsewhere)."""
-    model = tree.get("model")
-    model = model if isinstance(model, Mapping) else {}
-    inputs = model.get("inputs")
-    inputs = inputs if isinstance(inputs, Mapping) else {}
+    model = _mapping(tree.get("model"))
+    inputs, outputs, backbone = (_mapping(model.get(key)) for key in ("inputs", "outputs", "backbone"))
     names = [f"inputs.{name}.{part}" for name in inputs for part in ("encoder", "projector")]
-    backbone = model.get("backbone")
     names.append("backbone")
-    if isinstance(backbone, Mapping) and backbone.get("adapter"):
+    if backbone.get("adapter"):
         names.append("backbone.adapter")
-    if any(isinstance(part, Mapping) and part.get("markers") for part in inputs.values()):
+    if outputs or any(_mapping(part).get("markers") for part in inputs.values()):
         names.append("backbone.new_tokens")
-    return names
+    return names + [f"outputs.{name}.projector" for name in outputs]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _unmatched_patterns(tree: Mapping[str, Any]) -> Problems:

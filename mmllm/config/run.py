@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from mmllm.config.base import Config
-from mmllm.config.families import AnyBackbone, AnyEncoder, AnyProjector, AnyReader
+from mmllm.config.families import AnyBackbone, AnyEncoder, AnyGenerator, AnyOutputProjector, AnyProjector, AnyReader
 
 Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # torch cannot compute with rates near the end of float32; no useful one is anywhere near this bound.
 Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Objective = Literal["text", "condition", "denoise"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -28,11 +29,24 @@ class InputConfig(Config):
     markers: bool = False
 
 
+class OutputConfig(Config):
+    """How the backbone makes one modality.
+
+    It writes ``signal_tokens`` new tokens; ``projector`` turns the hidden states there into the condition of the frozen
+    ``generator``.
+    """
+
+    signal_tokens: PositiveInt = 4
+    projector: AnyOutputProjector
+    generator: AnyGenerator
+
+
 class ModelConfig(Config):
-    """The assembled system: one entry per input modality, and the backbone."""
+    """The assembled system: one entry per input modality, the backbone, one entry per output modality."""
 
     inputs: dict[Name, InputConfig] = {}
     backbone: AnyBackbone
+    outputs: dict[Name, OutputConfig] = {}
 
     def tiny(self) -> Self:
         """The same composition with the ``tiny()`` version of every part: random weights, nothing to download."""
@@ -43,7 +57,11 @@ class ModelConfig(Config):
         backbone = self.backbone.tiny()
         if self.backbone.adapter is not None:
             backbone = backbone.model_copy(update={"adapter": self.backbone.adapter.tiny()})
-        return self.model_copy(update={"inputs": inputs, "backbone": backbone})
+        outputs = {
+            name: part.model_copy(update={"projector": part.projector.tiny(), "generator": part.generator.tiny()})
+            for name, part in self.outputs.items()
+        }
+        return self.model_copy(update={"inputs": inputs, "backbone": backbone, "outputs": outputs})
 
 
 class DataSource(Config):
@@ -76,6 +94,9 @@ class StageConfig(Config):
     """One training stage. ``train`` names the trainable parts by pattern; everything else stays frozen, bit for bit.
 
     ``lr`` is the rate of every trainable part; ``part_lr`` maps patterns to other rates (the first match counts).
+    ``objectives`` are weights: ``text`` is the next-token loss, a mean over supervised tokens; ``condition`` the distance of
+    the output projectors' conditions from the generators' own text conditions of the captions, and ``denoise`` the frozen
+    denoisers' loss on the targets, means over the media of the global batch.
     ``batch_size`` is the number of samples of one optimizer step over all processes; it is cut into micro-batches of
     ``micro_batch_size`` per process, so the same config gives the same run on one process or many.
     """
@@ -86,7 +107,7 @@ class StageConfig(Config):
     part_lr: dict[str, Rate] = {}
     data: Annotated[list[DataSource], Field(min_length=1)]
     eval_data: list[DataSource] = []
-    objectives: Annotated[dict[Literal["text"], Positive], Field(min_length=1)] = {"text": 1.0}
+    objectives: Annotated[dict[Objective, Positive], Field(min_length=1)] = {"text": 1.0}
     epochs: Positive | None = None
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 32

@@ -78,13 +78,16 @@ def run_show(
 
 def _segments(processor: Processor, sample: Sample, encoded: Encoded) -> Iterator[tuple[str, str]]:
     """(text, style) of the sequence, in order."""
-    parts = [part for message in sample.messages for part in message.parts if part.type != "text"]
+    asked = [message for message in processor.as_read(sample.messages) if message.role != "assistant"]
+    parts = [part for message in asked for part in message.parts if part.type != "text"]
     own = {
         id: f"<{name}_{end}>"
         for name, modality in processor.modalities.items()
         if modality.markers
         for id, end in zip(modality.markers, ("start", "end"), strict=True)
     }
+    for name, signals in processor.signals.items():
+        own |= {id: f"<{name}:{k}>" for k, id in enumerate(signals.ids)}
     position = 0
     for span, part in zip(encoded.spans, parts, strict=True):
         yield from _text_segments(processor, encoded, position, span.start, own)
@@ -110,6 +113,7 @@ def _text_segments(
 
 
 def _media_text(processor: Processor, sample: Sample, span: Span, part: Part) -> str:
+    assert part.value is not None  # it has been encoded
     from mmllm.processing.processor import DECODERS
     from mmllm.processing.sources import read_media
 

@@ -171,6 +171,8 @@ class _MediaCheck:
         if part.type not in layouts.MODALITIES:
             known = ("text", *layouts.MODALITIES)
             return f"a part of type {part.type!r:.40}; expected one of {', '.join(known)}{suggest(part.type, known)}"
+        if part.value is None:  # the assistant's, known by its caption alone
+            return None
         try:
             data = read_media(part.value, root=self.root, limits=self.limits)
             if not self.fast:

@@ -14,10 +14,15 @@ ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True)
 class Part:
-    """One content part. ``type`` is ``text`` or a modality; ``value`` is the text, or a path, bytes or data URL."""
+    """One content part. ``type`` is ``text`` or a modality; ``value`` is the text, or a path, bytes or data URL.
+
+    ``caption`` says in words what a medium of the assistant shows. A part of the assistant may have a caption alone
+    (``value`` None): enough to learn its condition from.
+    """
 
     type: str
-    value: str | bytes
+    value: str | bytes | None
+    caption: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ def parse_messages(messages: Sequence[Any], where: str = "messages") -> tuple[Me
     """Read messages in the usual chat layout: ``[{"role": …, "content": "text" | [parts]}, …]``.
 
     A part is ``{"type": "text", "text": …}`` or ``{"type": <modality>, "path" | "url" | "data" | <modality>: …}`` where the
-    value is a path, a ``data:`` URL or bytes. Existing ``Message`` objects pass through. Raises ``DataError`` naming ``where``.
+    value is a path, a ``data:`` URL or bytes; an assistant's medium may have a ``caption`` with it, or instead.
+    Existing ``Message`` objects pass through. Raises ``DataError`` naming ``where``.
     """
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
         raise DataError(f"{where}: expected a list of messages, found {type(messages).__name__}")
@@ -55,7 +61,7 @@ def parse_messages(messages: Sequence[Any], where: str = "messages") -> tuple[Me
 def check_turns(messages: Sequence[Message], where: str = "messages", *, training: bool = False) -> None:
     """Check the order of roles: at most one system message, first; then user and assistant by turns.
 
-    In training the conversation must hold an assistant turn with text, and no assistant turn may be empty.
+    In training the conversation must end with an assistant turn, and no assistant turn may be empty.
     Raises ``DataError``.
     """
     turns = list(messages[1:]) if messages and messages[0].role == "system" else list(messages)
@@ -67,12 +73,9 @@ def check_turns(messages: Sequence[Message], where: str = "messages", *, trainin
             raise DataError(
                 f"{where}: turn {index} is from {message.role!r}, expected {expected!r} (turns alternate, the user begins)"
             )
-        if training and message.role == "assistant" and not message.text.strip():
+        says_something = message.text.strip() or any(part.type != "text" for part in message.parts)
+        if training and message.role == "assistant" and not says_something:
             raise DataError(f"{where}: turn {index}: the assistant's reply is empty; nothing could be learned from it")
-        if message.role == "assistant" and any(part.type != "text" for part in message.parts):
-            raise DataError(
-                f"{where}: turn {index}: media in an assistant turn; this version trains and answers in text only"
-            )
     if training and turns[-1].role != "assistant":
         raise DataError(f"{where}: the conversation ends without an assistant reply")
 
@@ -89,10 +92,11 @@ def _message(message: Any, where: str) -> Message:
         return Message(role, (Part("text", content),))
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise DataError(f"{where}: content is {type(content).__name__}; expected a string or a list of parts")
-    return Message(role, tuple(_part(part, f"{where}.content[{index}]") for index, part in enumerate(content)))
+    made = role == "assistant"
+    return Message(role, tuple(_part(part, f"{where}.content[{index}]", made) for index, part in enumerate(content)))
 
 
-def _part(part: Any, where: str) -> Part:
+def _part(part: Any, where: str, made: bool) -> Part:
     if isinstance(part, Part):
         return part
     if isinstance(part, str):
@@ -100,11 +104,16 @@ def _part(part: Any, where: str) -> Part:
     if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
         raise DataError(f'{where}: expected {{"type": …}}, found {part!r:.80}')
     kind = part["type"]
+    caption = part.get("caption") if made and kind != "text" else None
+    if caption is not None and not isinstance(caption, str):
+        raise DataError(f"{where}: caption is {type(caption).__name__}, expected a string")
     for key in ("text",) if kind == "text" else ("path", "url", "data", kind):
         value = part.get(key)
         if isinstance(value, (str, bytes)) and (kind != "text" or isinstance(value, str)):
-            return Part(kind, value)
+            return Part(kind, value, caption)
         if isinstance(value, Path):
-            return Part(kind, str(value))
+            return Part(kind, str(value), caption)
+    if caption is not None:
+        return Part(kind, None, caption)
     wanted = '"text"' if kind == "text" else f'"path", "url", "data" or "{kind}" with a path, data URL or bytes'
     raise DataError(f"{where}: a {kind} part needs {wanted}; found keys {sorted(map(str, part))}")

@@ -1,8 +1,11 @@
 """From a conversation to token ids, labels and media tensors.
 
 Media spans. A media item of n features takes n placeholder ids in the token sequence (and, with ``markers``, one start and
-one end id around them). Placeholder and marker ids lie beyond the backbone's table (``vocab_rows`` and up), so no text can
-ever produce one and the tokenizer stays as it came.
+one end id around them). What the assistant makes takes its output's signal tokens. All these ids lie beyond the backbone's
+table (``vocab_rows`` and up), so no text can ever produce one and the tokenizer stays as it came.
+
+What the assistant showed is put in front of the user's next message as well, where the model has an encoder for it: as if
+the user had sent it back. So "make it blue" can be answered by looking.
 
 Labels. The chat template is rendered by transformers' sandboxed Jinja. Where it marks the assistant's text with
 ``{% generation %}`` those spans are supervised; otherwise the reply's own text and the end-of-turn token that follows it.
@@ -11,9 +14,10 @@ Labels. The chat template is rendered by transformers' sandboxed Jinja. Where it
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +35,10 @@ from mmllm.processing.spans import render
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from mmllm.config.families import Preprocessor, ProjectorConfig
+    from mmllm.config.families import Preprocessor, ProjectorConfig, Target
     from mmllm.config.run import ModelConfig
 
+OBJECTIVES = ("text", "condition", "denoise")
 DECODERS: dict[str, Callable[..., Any]] = {"image": decode_image, "audio": decode_audio}
 
 
@@ -48,6 +53,18 @@ class Span:
 
 
 @dataclass(frozen=True)
+class Made:
+    """One medium that the assistant makes: its signal tokens from token ``start`` on, what it shows, and the tensor of
+    the target (None when it is not wanted or not given).
+    """
+
+    modality: str
+    start: int
+    caption: str | None
+    target: Tensor | None
+
+
+@dataclass(frozen=True)
 class Encoded:
     """One conversation ready for batching. ``supervised[i]`` says whether token i is to be predicted."""
 
@@ -55,6 +72,7 @@ class Encoded:
     ids: list[int]
     supervised: list[bool]
     spans: list[Span]
+    made: list[Made] = field(default_factory=list)
 
     @property
     def num_supervised(self) -> int:
@@ -81,6 +99,27 @@ class MediaBatch:
 
 
 @dataclass
+class MadeBatch:
+    """What the assistant makes of one modality in a batch: N items.
+
+    ``positions (N, K)`` are flat indices of their signal tokens into B*T. Item ``captioned[i]`` shows ``captions[i]``; item
+    ``drawn[i]`` has the target ``targets[i]`` (None without any).
+    """
+
+    positions: Tensor
+    captions: list[str]
+    captioned: Tensor
+    targets: Tensor | None
+    drawn: Tensor
+
+    def to(self, device: torch.device | str) -> MadeBatch:
+        targets = None if self.targets is None else self.targets.to(device, non_blocking=True)
+        tensors = (t.to(device) for t in (self.positions, self.captioned, self.drawn))
+        positions, captioned, drawn = tensors
+        return MadeBatch(positions, self.captions, captioned, targets, drawn)
+
+
+@dataclass
 class Batch:
     """B conversations padded to T tokens.
 
@@ -94,18 +133,29 @@ class Batch:
     targets: Tensor
     media: dict[str, MediaBatch]
     sample_ids: list[str] = field(default_factory=list)
+    made: dict[str, MadeBatch] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
         """Number of supervised tokens."""
         return int(self.targets.numel())
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many terms each objective's sum has."""
+        return {
+            "text": self.tokens,
+            "condition": sum(len(made.captions) for made in self.made.values()),
+            "denoise": sum(len(made.drawn) for made in self.made.values()),
+        }
+
     def to(self, device: torch.device | str) -> Batch:
         """A copy on ``device``."""
         media = {name: m.to(device) for name, m in self.media.items()}
         ids, attention = self.ids.to(device, non_blocking=True), self.attention_mask.to(device, non_blocking=True)
         predict, targets = self.predict.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
-        return Batch(ids, attention, predict, targets, media, self.sample_ids)
+        made = {name: m.to(device) for name, m in self.made.items()}
+        return Batch(ids, attention, predict, targets, media, self.sample_ids, made)
 
 
 @dataclass(frozen=True)
@@ -118,10 +168,31 @@ class Modality:
     markers: tuple[int, int] | None
 
 
+@dataclass(frozen=True)
+class Signals:
+    """The signal tokens of one output, ``first`` to ``first + count - 1``, and how a target of it is read."""
+
+    first: int
+    count: int
+    target: Target | None
+
+    @property
+    def ids(self) -> range:
+        return range(self.first, self.first + self.count)
+
+
+def signal_names(config: ModelConfig) -> list[str]:
+    """The signal tokens of all outputs, in id order."""
+    return [f"<{name}:{k}>" for name, part in config.outputs.items() for k in range(part.signal_tokens)]
+
+
 def new_token_names(config: ModelConfig) -> list[str]:
-    """mmllm's own tokens in id order, from ``vocab_rows`` on. Placeholders come last: they need no embedding row."""
+    """mmllm's own tokens in id order, from ``vocab_rows`` on.
+
+    Signal tokens come first, since they alone have rows in the head; placeholders last: they need no embedding row.
+    """
     markers = [f"<{name}_{end}>" for name, part in config.inputs.items() if part.markers for end in ("start", "end")]
-    return markers + [f"<{name}>" for name in config.inputs]
+    return signal_names(config) + markers + [f"<{name}>" for name in config.inputs]
 
 
 class Processor:
@@ -134,6 +205,7 @@ class Processor:
         config: ModelConfig,
         preprocessors: dict[str, Preprocessor],
         limits: Limits | None = None,
+        targets: dict[str, Target] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.limits = limits or Limits()
@@ -146,6 +218,12 @@ class Processor:
                 (ids[f"<{name}_start>"], ids[f"<{name}_end>"]) if part.markers else None,
             )
             for name, part in config.inputs.items()
+        }
+        self.vocab_rows = vocab_rows
+        self._targets = False
+        self.signals = {
+            name: Signals(ids[f"<{name}:0>"], part.signal_tokens, (targets or {}).get(name))
+            for name, part in config.outputs.items()
         }
         stop = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.pad_id: int = 0 if stop is None else stop
@@ -160,15 +238,28 @@ class Processor:
         for name, part in config.inputs.items():
             with problems_at(f"model.inputs.{name}.encoder", problems, context):
                 preprocessors[name] = part.encoder.preprocessor(context)
+        targets = {}
+        for name, made in config.outputs.items():
+            with problems_at(f"model.outputs.{name}.generator", problems, context):
+                targets[name] = made.generator.target(context)
         if problems:
             raise ConfigError(problems)
-        return cls(tokenizer, rows, config, preprocessors)
+        return cls(tokenizer, rows, config, preprocessors, targets=targets)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files and ``processor.json`` (new tokens and their ids, for readers of the checkpoint)."""
         self.tokenizer.save_pretrained(folder)
         tokens = {name: {"placeholder": m.placeholder, "markers": m.markers} for name, m in self.modalities.items()}
-        (folder / "processor.json").write_text(json.dumps({"new_tokens": tokens}, indent=2) + "\n", encoding="utf-8")
+        written: dict[str, Any] = {"new_tokens": tokens}
+        if self.signals:
+            written["signal_tokens"] = {name: list(signals.ids) for name, signals in self.signals.items()}
+        (folder / "processor.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+
+    def reading_targets(self, wanted: bool) -> Processor:
+        """This processor, reading the files of what the assistant makes as well, or leaving them alone (the default)."""
+        other = copy(self)
+        other._targets = wanted
+        return other
 
     def encode_sample(self, sample: Sample, max_length: int) -> Encoded:
         """Token ids and labels of a training conversation.
@@ -192,46 +283,88 @@ class Processor:
             raise DataError(f"{id}: the last message is from {parsed[-1].role!r}; the assistant answers a user message")
         return self._encode(id, parsed, root, generation_prompt=True)
 
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of a reply; what it makes stands in brackets."""
+        names = {signals.first: f"[{name}]" for name, signals in self.signals.items()}
+        pieces = []
+        for new, run in groupby(ids, key=lambda id: id >= self.vocab_rows):
+            if new:
+                pieces += [names[id] for id in run if id in names]
+            else:
+                pieces.append(str(self.tokenizer.decode(list(run), skip_special_tokens=True)).strip())
+        return " ".join(piece for piece in pieces if piece)
+
     def encode_messages(self, messages: tuple[Message, ...]) -> Encoded:
         """Token ids of a conversation as it stands, checked neither for training nor for chat."""
         return self._encode("messages", messages, None, generation_prompt=False)
 
     def _encode(self, id: str, messages: tuple[Message, ...], root: Path | None, *, generation_prompt: bool) -> Encoded:
-        media = [part for part in chain.from_iterable(m.parts for m in messages) if part.type != "text"]
-        for part in media:
-            if part.type not in self.modalities:
-                known = ", ".join(self.modalities) or "none"
-                raise DataError(f"{id}: a part of type {part.type!r}, but this model's input modalities are: {known}")
+        messages = tuple(self.as_read(messages))
+        media = [(m.role == "assistant", part) for m in messages for part in m.parts if part.type != "text"]
+        for made, part in media:
+            known: Mapping[str, Any] = self.signals if made else self.modalities
+            if part.type not in known:
+                raise DataError(
+                    f"{id}: a part of type {part.type!r}, but this model's {'output' if made else 'input'} modalities are: "
+                    f"{', '.join(known) or 'none'}"
+                )
         rendered = render(self.tokenizer, messages, generation_prompt=generation_prompt)
-        ids: list[int] = []
-        supervised: list[bool] = []
-        spans: list[Span] = []
+        encoded = Encoded(id, [], [], [], [])
         for piece in rendered.pieces:
             if piece.media is None:
-                ids += piece.ids
-                supervised += piece.supervised
+                encoded.ids.extend(piece.ids)
+                encoded.supervised.extend(piece.supervised)
                 continue
-            part = media[piece.media]
+            made, part = media[piece.media]
+            if made:
+                signals = self.signals[part.type]
+                target = self._target(part, root) if self._targets else None
+                encoded.made.append(Made(part.type, len(encoded.ids), part.caption, target))
+                encoded.ids.extend(signals.ids)
+                encoded.supervised.extend([not generation_prompt] * signals.count)
+                continue
             modality, item = self.modalities[part.type], self._load(part, root)
             count = modality.projector.num_outputs(modality.preprocessor.num_tokens(item))
             start, end = ([m] for m in modality.markers) if modality.markers else ([], [])
-            spans.append(Span(part.type, len(ids) + len(start), count, item))
-            ids += start + [modality.placeholder] * count + end
-            supervised += [False] * (len(ids) - len(supervised))
-        return Encoded(id, ids, supervised, spans)
+            encoded.spans.append(Span(part.type, len(encoded.ids) + len(start), count, item))
+            encoded.ids.extend(start + [modality.placeholder] * count + end)
+            encoded.supervised.extend([False] * (len(encoded.ids) - len(encoded.supervised)))
+        return encoded
+
+    def as_read(self, messages: Sequence[Message]) -> Iterator[Message]:
+        """The messages as the model gets them: with what the assistant showed in front of the user's next one."""
+        shown: tuple[Part, ...] = ()
+        for message in messages:
+            if message.role == "assistant":
+                shown = tuple(p for p in message.parts if p.type in self.modalities and p.value is not None)
+            elif shown:
+                message, shown = Message(message.role, (*shown, *message.parts)), ()
+            yield message
+
+    def _target(self, part: Part, root: Path | None) -> Tensor | None:
+        target = self.signals[part.type].target
+        if part.value is None or target is None:
+            return None
+        return target(self._decoded(part, root, target.media, target.decode_options))
 
     def _load(self, part: Part, root: Path | None) -> dict[str, Tensor]:
         preprocessor = self.modalities[part.type].preprocessor
-        data = read_media(part.value, root=root, limits=self.limits)
+        decoded = self._decoded(part, root, preprocessor.media, preprocessor.decode_options)
         try:
-            decoded = DECODERS[preprocessor.media](data, limits=self.limits, **preprocessor.decode_options)
             # Samples of replies are drawn inside a training run's autocast; what is prepared must not depend on that.
             with torch.autocast("cpu", enabled=False):
                 return preprocessor(decoded)
         except MediaError as error:
-            # Of several files the reader wants to know which; a data URL or bytes have no name.
-            named = isinstance(part.value, str) and not part.value.startswith("data:")
-            raise MediaError(f"{Path(str(part.value)).name}: {error}" if named else str(error)) from error
+            raise _named(error, part) from error
+
+    def _decoded(self, part: Part, root: Path | None, media: str, options: Mapping[str, Any]) -> Any:
+        if part.value is None:
+            raise MediaError(f"a {part.type} with a caption but no file; it cannot be looked at")
+        data = read_media(part.value, root=root, limits=self.limits)
+        try:
+            return DECODERS[media](data, limits=self.limits, **options)
+        except MediaError as error:
+            raise _named(error, part) from error
 
     def collate(self, samples: Sequence[Encoded], *, pad_left: bool = False) -> Batch:
         """One batch, padded on the right (training) or on the left (generation, where all must end together)."""
@@ -240,6 +373,7 @@ class Processor:
         attention = torch.zeros((rows, width), dtype=torch.int64)
         predict, targets = [], []
         items: dict[str, list[tuple[int, Span]]] = {}
+        things: dict[str, list[tuple[int, Made]]] = {}
         for row, sample in enumerate(samples):
             offset = width - len(sample.ids) if pad_left else 0
             tokens = torch.tensor(sample.ids, dtype=torch.int64)
@@ -250,9 +384,12 @@ class Processor:
             targets.append(tokens[1:][wanted])
             for span in sample.spans:
                 items.setdefault(span.modality, []).append((row * width + offset + span.start, span))
+            for thing in sample.made:
+                things.setdefault(thing.modality, []).append((row * width + offset + thing.start, thing))
         # Sorted so that every rank and every run visits the modalities in the same order.
         media = {name: self._collate_media(name, items[name]) for name in sorted(items)}
-        return Batch(ids, attention, torch.cat(predict), torch.cat(targets), media, [s.id for s in samples])
+        made = {name: self._collate_made(name, things[name]) for name in sorted(things)}
+        return Batch(ids, attention, torch.cat(predict), torch.cat(targets), media, [s.id for s in samples], made)
 
     def _collate_media(self, name: str, placed: list[tuple[int, Span]]) -> MediaBatch:
         modality = self.modalities[name]
@@ -262,3 +399,22 @@ class Processor:
         positions = torch.cat([torch.arange(start, start + span.count) for start, span in placed])
         sources = torch.cat([torch.arange(i * width, i * width + span.count) for i, (_, span) in enumerate(placed)])
         return MediaBatch(inputs, positions, sources, width)
+
+    def _collate_made(self, name: str, placed: list[tuple[int, Made]]) -> MadeBatch:
+        count = self.signals[name].count
+        positions = torch.stack([torch.arange(start, start + count) for start, _ in placed])
+        captions = [(i, made.caption) for i, (_, made) in enumerate(placed) if made.caption is not None]
+        targets = [(i, made.target) for i, (_, made) in enumerate(placed) if made.target is not None]
+        return MadeBatch(
+            positions,
+            [caption for _, caption in captions],
+            torch.tensor([i for i, _ in captions], dtype=torch.int64),
+            torch.stack([target for _, target in targets]) if targets else None,
+            torch.tensor([i for i, _ in targets], dtype=torch.int64),
+        )
+
+
+def _named(error: MediaError, part: Part) -> MediaError:
+    """The error with the file's name: of several files the reader wants to know which. Bytes and data URLs have none."""
+    named = isinstance(part.value, str) and not part.value.startswith("data:")
+    return MediaError(f"{Path(str(part.value)).name}: {error}" if named else str(error))

@@ -21,7 +21,7 @@ from mmllm.config.run import StageConfig
 from mmllm.data.dataset import Loaded, SampleStream
 from mmllm.data.mixture import StageData
 from mmllm.errors import DataError, MediaError
-from mmllm.processing.processor import Batch, Encoded, Processor
+from mmllm.processing.processor import OBJECTIVES, Batch, Encoded, Processor
 
 
 @dataclass
@@ -39,9 +39,15 @@ class StepData:
     loaded: list[Loaded] = field(default_factory=list)
 
     @property
+    def counts(self) -> dict[str, int]:
+        """Terms of each objective's sum that count."""
+        own = [batch.counts for batch, weight in self.micro if weight]
+        return {name: sum(counts[name] for counts in own) for name in OBJECTIVES}
+
+    @property
     def tokens(self) -> int:
         """Supervised tokens that count."""
-        return sum(batch.tokens for batch, weight in self.micro if weight)
+        return self.counts["text"]
 
     @property
     def ids(self) -> list[str]:
@@ -50,7 +56,9 @@ class StepData:
 
     @property
     def modalities(self) -> set[str]:
-        return {name for batch, _ in self.micro for name in batch.media}
+        """What the batches hold, as part names begin: ``inputs.image``, ``outputs.image``."""
+        taken = {f"inputs.{name}" for batch, _ in self.micro for name in batch.media}
+        return taken | {f"outputs.{name}" for batch, _ in self.micro for name in batch.made}
 
 
 class StepDataset(Dataset[StepData]):

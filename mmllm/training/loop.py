@@ -6,7 +6,7 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,8 @@ NONFINITE_LIMIT = 20
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did, over all processes. ``loss`` is the mean over the supervised tokens, in nats.
+    """What one optimizer step did, over all processes. ``loss`` is what was minimised, ``losses`` the objectives' means
+    of which it is the weighted sum (``text`` in nats per supervised token).
 
     ``step`` counts the stage's steps so far, this one included; ``lr`` is the stage's rate (parts may have their own);
     ``updated`` is False when nothing was learned (non-finite); ``skipped`` counts bad samples by kind of error.
@@ -44,6 +45,7 @@ class StepResult:
     step: int
     epoch: float
     loss: float
+    losses: dict[str, float]
     tokens: int
     samples: int
     lr: float
@@ -53,16 +55,16 @@ class StepResult:
 
 
 class SummedLoss(nn.Module):
-    """What accelerate prepares, anew for every stage: the model as a function from a batch to its summed loss."""
+    """What accelerate prepares, anew for every stage: the model as a function from a batch to its summed losses."""
 
-    def __init__(self, model: MultimodalLM) -> None:
+    def __init__(self, model: MultimodalLM, objectives: Collection[str] = ("text",)) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.objectives = model, objectives
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Summed token losses, a float32 scalar."""
-        loss: Tensor = self.model(batch).total
-        return loss
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Summed losses by objective, float32 scalars."""
+        losses: dict[str, Tensor] = self.model(batch, self.objectives)
+        return losses
 
 
 def run_steps(
@@ -81,32 +83,42 @@ def run_steps(
 ) -> None:
     """Take ``steps`` of a stage of ``total``. ``model`` (a ``SummedLoss``) and ``optimizer`` are accelerate's.
 
-    Loss of a step = sum of the token losses of its whole global batch / number of its supervised tokens, whatever the
-    number of processes and the size of micro-batches. ``after(result, stop)`` is called behind every step on every
-    process; with ``stop`` (some process answered ``stopping()``) the loop ends. Raises ``TrainingError`` after
-    ``NONFINITE_LIMIT`` steps in a row with a loss or gradient that is not finite.
+    Loss of a step = over the stage's objectives, weight times sum of the terms of the whole global batch / their number
+    (``text``: supervised tokens), whatever the number of processes and the size of micro-batches. ``after(result,
+    stop)`` is called behind every step on every process; with ``stop`` (some process answered ``stopping()``) the
+    loop ends. Raises ``TrainingError`` after ``NONFINITE_LIMIT`` steps in a row with a loss or gradient that is not
+    finite.
     """
     from accelerate.utils import gather_object
 
     parameters = [p for part in parts for p in part.parameters.values()]
+    objectives: dict[str, float] = dict(stage.objectives)  # type: ignore[arg-type]
     watch, nonfinite = GradientWatch(parts), 0
     for data in steps:
         seed_step(seed, stage.name, data.step, accelerator.process_index)
         reasons = _count_skipped(data, skips)
-        tokens, samples, skipped = (int(n) for n in total_of(accelerator, [data.tokens, len(data.ids), len(reasons)]))
+        own = [data.counts[name] for name in objectives]
+        totals = total_of(accelerator, [*own, data.tokens, len(data.ids), len(reasons)])
+        terms = dict(zip(objectives, totals, strict=False))
+        tokens, samples, skipped = (int(n) for n in totals[-3:])
         factor = lr_factor(data.step, total, stage.optimizer)
         set_rates(optimizer, factor)
-        scale = stage.objectives["text"] * accelerator.num_processes / tokens  # DDP averages gradients over processes
+        # DDP averages gradients over processes.
+        scales = {name: w * accelerator.num_processes / max(terms[name], 1) for name, w in objectives.items()}
         detached = []
         for number, (batch, weight) in enumerate(data.micro, start=1):
             with nullcontext() if number == len(data.micro) else accelerator.no_sync(model):
-                loss = model(batch.to(accelerator.device)) * weight
-                accelerator.backward(loss * scale)
-            detached.append(loss.detach())
-        losses = torch.stack(detached).tolist()  # one wait for the device, not one per micro-batch
+                found = {name: loss * weight for name, loss in model(batch.to(accelerator.device)).items()}
+                accelerator.backward(sum(loss * scales[name] for name, loss in found.items()))
+            zero = torch.zeros((), device=accelerator.device)
+            detached.append(torch.stack([found[name].detach() if name in found else zero for name in objectives]))
+        sums = torch.stack(detached).tolist()  # one wait for the device, not one per micro-batch
+        losses = [sum(row) for row in sums]
         norm = float(accelerator.clip_grad_norm_(parameters, stage.optimizer.clip or math.inf))
-        loss_sum, stops = total_of(accelerator, [sum(losses), stopping()])
-        finite = math.isfinite(loss_sum) and math.isfinite(norm)
+        *over_all, stops = total_of(accelerator, [*(sum(c) for c in zip(*sums, strict=True)), stopping()])
+        means = {name: value / max(terms[name], 1) for name, value in zip(objectives, over_all, strict=True)}
+        loss = sum(objectives[name] * mean for name, mean in means.items())
+        finite = math.isfinite(loss) and math.isfinite(norm)
         nonfinite = 0 if finite else nonfinite + 1
         if finite:
             for name in watch(data.modalities):
@@ -120,7 +132,7 @@ def run_steps(
         counts = dict(Counter(gather_object(reasons))) if skipped else {}
         lr = stage.lr * factor
         after(
-            StepResult(data.step + 1, data.epoch, loss_sum / tokens, tokens, samples, lr, norm, finite, counts),
+            StepResult(data.step + 1, data.epoch, loss, means, tokens, samples, lr, norm, finite, counts),
             stops > 0,
         )
         if stops:
@@ -160,26 +172,29 @@ def total_of(accelerator: Accelerator, values: list[Any]) -> list[float]:
 
 
 @torch.no_grad()
-def evaluate(accelerator: Accelerator, model: SummedLoss, batches: Iterable[Batch | None]) -> float:
-    """Mean loss per supervised token over all processes' batches, in nats. Leaves every module's train/eval mode as it
-    was.
+def evaluate(accelerator: Accelerator, model: SummedLoss, batches: Iterable[Batch | None]) -> dict[str, float]:
+    """The objectives' mean losses over all processes' batches. Leaves every module's train/eval mode as it was.
 
     Raises ``TrainingError`` when no batch holds a usable sample.
     """
     modes = {module: module.training for module in model.modules()}
     model.eval()
-    loss, tokens = 0.0, 0
+    names = list(model.objectives)
+    losses, terms = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
     for batch in batches:
         if batch is not None:
             with accelerator.autocast():
-                loss += float(model(batch.to(accelerator.device)))
-            tokens += batch.tokens
+                found = model(batch.to(accelerator.device))
+            for name in names:
+                losses[name] += float(found.get(name, 0.0))
+                terms[name] += batch.counts[name]
     for module, mode in modes.items():
         module.training = mode
-    loss, tokens = total_of(accelerator, [loss, tokens])  # type: ignore[assignment]
-    if not tokens:
+    totals = total_of(accelerator, [*losses.values(), *terms.values()])
+    means = {n: loss / max(count, 1) for n, loss, count in zip(names, totals, totals[len(names) :], strict=False)}
+    if not sum(totals[len(names) :]):
         raise TrainingError("the evaluation data hold no usable sample; `mmllm data validate` names the reasons")
-    return loss / tokens
+    return means
 
 
 def seed_step(seed: int, stage: str, step: int, rank: int) -> None:

@@ -34,11 +34,10 @@ def sample_replies(
             prompt = processor.encode_prompt(sample.messages[:-1], id=sample.id, root=sample.root)
             with torch.compiler.set_stance("force_eager"):  # a growing cache would be compiled again and again
                 steps = decode(model, processor, [prompt], Decoding(max_new_tokens=max_new_tokens))
-                ids = [token for (token,) in steps if token is not None]
+                ids = [token for step in steps for token in step.ids if token is not None]
         except ValueError:  # unusable data, a prompt beyond the backbone's context, a conversation without reply
             continue
-        answer = str(processor.tokenizer.decode(ids, skip_special_tokens=True)).strip()
-        replies.append((_shown(question.parts), reference.text.strip(), answer))
+        replies.append((_shown(question.parts), _shown(reference.parts), processor.text(ids)))
     for module, mode in modes.items():
         module.training = mode
     return replies

@@ -63,13 +63,16 @@ class StageRun:
         check_modalities(stage, self.parts, self.data)
         freeze(model, self.parts, gradient_checkpointing=stage.gradient_checkpointing)
         rank, world = accelerator.process_index, accelerator.num_processes
-        self.steps = StepDataset(self.data, run.processor, stage, rank=rank, world=world)
+        processor = run.processor.reading_targets("denoise" in stage.objectives)
+        self.steps = StepDataset(self.data, processor, stage, rank=rank, world=world)
         self.eval_data = StageData(stage.eval_data, run.config.seed, run.context) if stage.eval_data else None
         if self.eval_data is not None:
-            self.eval_set = EvalDataset(self.eval_data, run.processor, stage, rank=rank, world=world)
-        self.wrapped, self.optimizer = accelerator.prepare(
-            SummedLoss(model), build_optimizer(model, self.parts, stage.optimizer)
-        )
+            self.eval_set = EvalDataset(self.eval_data, processor, stage, rank=rank, world=world)
+        optimizer = build_optimizer(model, self.parts, stage.optimizer)
+        rows = model.backbone.new_tokens
+        if rows is not None and any(part.name == "backbone.new_tokens" for part in self.parts):
+            optimizer.register_step_post_hook(lambda *_: rows.keep_norms(*model.backbone.tables()))
+        self.wrapped, self.optimizer = accelerator.prepare(SummedLoss(model, stage.objectives), optimizer)
         self.done, self.stopped = 0, False
         self.due, self.without_loss = False, 0  # a save is due; steps in a row until now without a finite loss
         if run.position is not None and run.position.stage == stage.name:
@@ -135,7 +138,9 @@ class StageRun:
         row: dict[str, Any] = {"step": self.done}
         if self.eval_data is not None:
             batches = loader(self.eval_set, range(len(self.eval_set)), stage.num_workers)
-            row["eval_loss"] = evaluate(run.accelerator, SummedLoss(run.model), batches)
+            means = evaluate(run.accelerator, SummedLoss(run.model, stage.objectives), batches)
+            row["eval_loss"] = sum(weight * means[name] for name, weight in stage.objectives.items())
+            row["eval_losses"] = means
         if stage.samples and run.accelerator.is_main_process:
             with run.accelerator.autocast():
                 row["replies"] = sample_replies(run.model, run.processor, self.eval_data or self.data, stage.samples)

@@ -36,7 +36,8 @@ def resolve(stage: StageConfig, parts: Mapping[str, dict[str, nn.Parameter]]) ->
     """The parts that ``stage.train`` names, in model order, with their rates.
 
     Patterns are shell-style over part names (``inputs.*.projector``); ``backbone`` alone means the backbone's own
-    weights. Raises ``ConfigError`` for every pattern of ``train`` or ``part_lr`` that matches nothing.
+    weights. Generators stay frozen: no pattern means them. Raises ``ConfigError`` for every pattern of ``train`` or
+    ``part_lr`` that matches nothing.
     """
     problems = pattern_problems(f"stages.{stage.name}", stage.train, stage.part_lr, parts)
     if problems:
@@ -140,8 +141,10 @@ class GradientWatch:
         self._seen = dict.fromkeys(self._silent, 0)
 
     def __call__(self, modalities: Iterable[str]) -> list[str]:
-        """Look at the gradients of one step whose batches held ``modalities``. Returns names that stayed at zero."""
-        present = {f"inputs.{name}" for name in modalities}
+        """Look at the gradients of one step whose batches held ``modalities`` (``inputs.image``). Returns names that
+        stayed at zero.
+        """
+        present = set(modalities)
         warnings: list[str] = []
         for part in list(self._silent):
             parameters = self._silent[part]
@@ -180,19 +183,25 @@ def check_modalities(stage: StageConfig, trained: Iterable[TrainedPart], data: S
 
     Reads rows (not media) in training order until every needed modality has been met, usually a few.
     """
-    owners = {part.name.split(".")[1]: part.name for part in trained if part.name.startswith("inputs.")}
+    sides = {"inputs": "user", "outputs": "assistant"}
+    owners = {}
+    for part in trained:
+        side, *rest = part.name.split(".")
+        if side in sides:
+            owners[sides[side], rest[0]] = part.name
     missing = set(owners)
     for index in chain(data.order(0), range(len(data))):
         if not missing:
             return
         try:
-            missing -= {part.type for message in data[int(index)].messages for part in message.parts}
+            missing -= {(message.role, part.type) for message in data[int(index)].messages for part in message.parts}
         except DataError:
             continue
     if missing:
         parts = ", ".join(owners[name] for name in sorted(missing))
         raise TrainingError(
-            f"stage {stage.name!r} trains {parts}, but its data hold no {' and no '.join(sorted(missing))}; "
+            f"stage {stage.name!r} trains {parts}, but its data hold no "
+            f"{' and no '.join(f'{name} from the {role}' for role, name in sorted(missing))}; "
             "add such data, or leave these parts out of `train`"
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from mmllm.chat.feedback import FeedbackLog
-from mmllm.chat.session import PLURALS, ChatSession, Sampling, file_types, known_modalities, text_of
+from mmllm.chat.session import PLURALS, ChatSession, Sampling, file_types, known_modalities
 from mmllm.chat.shelf import ModelShelf, find_models
 from mmllm.chat.store import SessionStore
 from mmllm.errors import MmllmError
@@ -316,10 +316,17 @@ def _page_id(request: gr.Request) -> str:
 
 
 def _content(message: dict[str, Any]) -> list[Any]:
-    shown = [
-        to_markdown(part["text"]) if part["type"] == "text" else {"path": part["path"]} for part in message["content"]
-    ]
-    return shown if message["role"] == "user" or text_of(message) else ["*Stopped before the first word.*"]
+    shown = [_part(part) for part in message["content"] if part.get("text") != ""]
+    return shown or ["*Stopped before the first word.*"]
+
+
+def _part(part: dict[str, Any]) -> Any:
+    if part["type"] == "text":
+        return to_markdown(part["text"])
+    if "path" in part:
+        return {"path": part["path"]}
+    done, total = part["making"].progress
+    return f"*Making the {part['type']}: {f'step {done} of {total}' if total else 'waiting'} …*"
 
 
 def _busy() -> Any:

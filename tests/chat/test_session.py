@@ -14,6 +14,7 @@ from PIL import Image
 
 from mmllm.chat.session import ChatSession, Sampling, file_types, known_modalities, text_of
 from mmllm.errors import DataError, MediaError
+from mmllm.making import Media
 from mmllm.processing.messages import check_turns, parse_messages
 
 GREEDY = Sampling()
@@ -300,3 +301,65 @@ def test_file_types_follow_the_assistant() -> None:
     assert known_modalities(Deaf()) == ("image",)
     assert ".png" in file_types(known_modalities(Deaf()))
     assert ".wav" not in file_types(known_modalities(Deaf()))
+
+
+class Drawing(FakeAssistant):
+    """Says a word, draws a picture in three steps, says another word; ``failure`` comes instead of the picture."""
+
+    def __init__(self, failure: Exception | None = None, stopped: bool = False) -> None:
+        super().__init__()
+        self.failure, self.stopped = failure, stopped
+
+    def chat(self, messages: Any, stream: Any = True, **options: Any) -> Iterator[Any]:
+        self.requests.append(messages)
+        media = Media("image", ".png")
+
+        def draw() -> None:
+            for step in (1, 2, 3):
+                media.progress = (step, 3)
+                time.sleep(0.25)
+            if self.failure is not None:
+                media._future.set_exception(self.failure)
+            else:
+                media._future.set_result(None if self.stopped else Image.new("RGB", (4, 4), "red"))
+
+        yield "Here:"
+        threading.Thread(target=draw).start()
+        yield media
+        yield "there"
+
+
+def test_a_made_picture_comes_in_its_place_and_is_kept_as_a_file() -> None:
+    session, assistant = ChatSession(), Drawing()
+    session.add_user("draw")
+    seen = []
+    for text in session.reply(assistant, GREEDY):
+        part = session.messages[-1]["content"][-1 if text == "Here:" else 1]
+        seen.append((text, part["making"].progress[0] if "making" in part else None))
+    assert seen[0] == ("Here:", None)
+    assert ("Here:there", 1) in seen, "the text goes on while the picture is made"
+    assert ("Here:there", 3) in seen, "the page hears of the steps"
+    first, picture, last = session.messages[-1]["content"]
+    assert (first["text"], picture["type"], last["text"]) == ("Here:", "image", "there")
+    with Image.open(picture["path"]) as kept:
+        assert kept.size == (4, 4)
+    assert "data:image/png;base64," in session.export()
+    session.add_user("again")
+    list(session.reply(assistant, GREEDY))
+    assert assistant.requests[1][1]["content"][1] == {"type": "image", "path": picture["path"]}
+
+
+def test_a_stopped_picture_leaves_the_words() -> None:
+    session = ChatSession()
+    session.add_user("draw")
+    list(session.reply(Drawing(stopped=True), GREEDY))
+    assert session.messages[-1]["content"] == [{"type": "text", "text": "Here:"}, {"type": "text", "text": "there"}]
+
+
+def test_a_picture_that_fails_is_told_and_the_words_stay() -> None:
+    session = ChatSession()
+    session.add_user("draw")
+    with pytest.raises(MediaError, match="no paint"):
+        list(session.reply(Drawing(MediaError("no paint")), GREEDY))
+    assert text_of(session.messages[-1]) == "Here:there"
+    assert not session.answering

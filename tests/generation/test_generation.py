@@ -63,12 +63,12 @@ def test_a_batch_gives_what_each_gives_alone(assistant: Assistant) -> None:
 def test_cached_decoding_equals_greedy_search_by_full_forwards(assistant: Assistant) -> None:
     model, processor = assistant.model, assistant.processor
     prompt = processor.encode_prompt(chats()[1])
-    chosen = [ids[0] for ids in decode(model, processor, [prompt], Decoding(8))]
+    chosen = [step.ids[0] for step in decode(model, processor, [prompt], Decoding(8))]
     batch = processor.collate([prompt])
     embeddings = model.splice(batch.ids, batch.media)
     for token in chosen:
         assert token is not None
-        logits = model.backbone(embeddings)
+        logits = model.backbone(embeddings).logits
         assert int(logits[0, -1].argmax()) == token
         embeddings = torch.cat([embeddings, model.backbone.embed(torch.tensor([[token]]))], dim=1)
 
@@ -77,7 +77,7 @@ def test_the_picture_matters(assistant: Assistant) -> None:
     model, processor = assistant.model, assistant.processor
     prompts = [processor.encode_prompt([{"role": "user", "content": [picture(c)]}]) for c in ("red", "blue")]
     batch = processor.collate(prompts)
-    logits = model.backbone(model.splice(batch.ids, batch.media))
+    logits = model.backbone(model.splice(batch.ids, batch.media)).logits
     assert not torch.allclose(logits[0, -1], logits[1, -1], atol=1e-6)
 
 

@@ -68,7 +68,7 @@ def test_plain_peft_loads_the_adapter(finished: Path) -> None:
     checkpoint.load_parts(again, finished / "run" / "final")
     embeddings = torch.randn(1, 5, 32)
     with torch.no_grad():
-        expected = again.eval().backbone(embeddings)
+        expected = again.eval().backbone(embeddings).logits
         assert torch.equal(theirs.eval()(inputs_embeds=embeddings).logits, expected)
         with theirs.disable_adapter():
             assert not torch.equal(theirs(inputs_embeds=embeddings).logits, expected), "the adapter does something"

@@ -44,9 +44,9 @@ def test_loss_is_the_mean_over_the_tokens_of_the_global_batch(tmp_path: Path) ->
     processor, model = Processor.from_config(config.model, context), MultimodalLM.from_config(config.model, context)
     data = StageData(config.stages[0].data, config.seed, context)
     batch = processor.collate([processor.encode_sample(data[i], 2048) for i in list(data.order(0))[:4]])
-    loss = model.eval()(batch)
-    assert cut[1][0]["loss"] == pytest.approx(float(loss.total) / loss.tokens, rel=1e-5)
-    assert cut[1][0]["tokens"] == loss.tokens
+    loss = model.eval()(batch)["text"]
+    assert cut[1][0]["loss"] == pytest.approx(float(loss) / batch.tokens, rel=1e-5)
+    assert cut[1][0]["tokens"] == batch.tokens
 
 
 def test_batches_without_media_work_when_only_projectors_train(tmp_path: Path) -> None:
@@ -59,8 +59,9 @@ def test_batches_without_media_work_when_only_projectors_train(tmp_path: Path) -
 def poison(monkeypatch: pytest.MonkeyPatch, *ids: str) -> None:
     forward = SummedLoss.forward
 
-    def poisoned(self: SummedLoss, batch: Batch) -> Tensor:
-        return forward(self, batch) * (torch.inf if {*ids} & {*batch.sample_ids} else 1.0)
+    def poisoned(self: SummedLoss, batch: Batch) -> dict[str, Tensor]:
+        poison = torch.inf if {*ids} & {*batch.sample_ids} else 1.0
+        return {name: loss * poison for name, loss in forward(self, batch).items()}
 
     monkeypatch.setattr(SummedLoss, "forward", poisoned)
 
@@ -183,7 +184,7 @@ def test_compiled_layers_change_nothing_but_speed(tmp_path: Path) -> None:
 def test_bf16_multiplies_in_bf16_and_keeps_float32_masters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forward, dtypes = SummedLoss.forward, set()
 
-    def watched(self: SummedLoss, batch: Batch) -> Tensor:
+    def watched(self: SummedLoss, batch: Batch) -> dict[str, Tensor]:
         linears = [m for m in self.model.backbone.modules() if isinstance(m, nn.Linear)]
         hooks = [m.register_forward_hook(lambda m, i, o: dtypes.add(o.dtype)) for m in linears]
         loss = forward(self, batch)
@@ -211,7 +212,7 @@ def test_a_signal_finishes_the_step_saves_and_exits(
 ) -> None:
     forward, calls = SummedLoss.forward, 0
 
-    def signalled(self: SummedLoss, batch: Batch) -> Tensor:
+    def signalled(self: SummedLoss, batch: Batch) -> dict[str, Tensor]:
         nonlocal calls
         calls += 1
         if calls == 5:  # the first of two micro-batches of step 3

@@ -182,7 +182,7 @@ def test_a_parameter_cut_off_from_the_loss_is_an_error_at_once(built: tuple[RunC
     for name in connected:
         parameters[name].grad = torch.ones_like(parameters[name])
     with pytest.raises(TrainingError, match=cut.replace(".", r"\.")):
-        watch({"image"})
+        watch({"inputs.image"})
 
 
 def test_zero_gradients_count_only_when_the_modality_was_there(built: tuple[RunConfig, MultimodalLM]) -> None:
@@ -192,11 +192,11 @@ def test_zero_gradients_count_only_when_the_modality_was_there(built: tuple[RunC
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter) if ".audio." in name else torch.ones_like(parameter)
     for _ in range(3 * GRADIENT_DEADLINE):
-        assert watch({"image"}) == []
+        assert watch({"inputs.image"}) == []
     for _ in range(GRADIENT_DEADLINE - 1):
-        watch({"image", "audio"})
+        watch({"inputs.image", "inputs.audio"})
     with pytest.raises(TrainingError, match=r"'inputs\.audio\.projector' .* zero gradients"):
-        watch({"image", "audio"})
+        watch({"inputs.image", "inputs.audio"})
 
 
 def test_a_single_silent_tensor_is_a_warning(built: tuple[RunConfig, MultimodalLM]) -> None:
@@ -207,7 +207,7 @@ def test_a_single_silent_tensor_is_a_warning(built: tuple[RunConfig, MultimodalL
         parameter.grad = torch.ones_like(parameter)
     silent = list(parameters)[1]
     parameters[silent].grad = torch.zeros_like(parameters[silent])
-    results = [watch({"image"}) for _ in range(GRADIENT_DEADLINE)]
+    results = [watch({"inputs.image"}) for _ in range(GRADIENT_DEADLINE)]
     assert results == [[]] * (GRADIENT_DEADLINE - 1) + [[silent]]
 
 

@@ -1,0 +1,138 @@
+"""What a reply makes beside text: media that are still being generated while the text goes on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from mmllm.config.base import suggest
+from mmllm.errors import MmllmError
+from mmllm.generators.base import Artifact, Sampling
+from mmllm.model import MultimodalLM, Output
+
+
+class Media:
+    """One picture, sound or clip of a reply, perhaps still in the making.
+
+    ``type`` is the modality, ``suffix`` the usual ending of its files, ``progress`` (steps done, steps in all; 0 of 0
+    before the first).
+    """
+
+    def __init__(self, type: str, suffix: str) -> None:
+        self.type, self.suffix = type, suffix
+        self.progress = (0, 0)
+        self._future: Future[Artifact | None] = Future()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait at most ``timeout`` seconds; whether it is done."""
+        wait([self._future], timeout)
+        return self._future.done()
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it is done without a result, because it was stopped."""
+        return self._future.done() and self._future.exception() is None and self._future.result() is None
+
+    def result(self, timeout: float | None = None) -> Artifact:
+        """Wait for the medium: a ``PIL.Image``, a ``Sound`` or a ``Clip``.
+
+        Raises ``MmllmError`` when it was stopped, ``TimeoutError`` after ``timeout`` seconds, and what the generator raised.
+        """
+        made = self._future.result(timeout)
+        if made is None:
+            raise MmllmError(f"the {self.type} was stopped before it was finished")
+        return made
+
+    def save(self, path: str | Path) -> None:
+        """Wait for the medium and write it; the ending of ``path`` chooses the format."""
+        self.result().save(path)
+
+
+@dataclass(frozen=True)
+class Truncated:
+    """The signal tokens of a ``modality`` were cut off by the end of the reply; nothing is made of them."""
+
+    modality: str
+
+
+class Reply(str):
+    """A reply: its text, the ``media`` it made, and ``truncated``, the modalities whose signal tokens were cut off."""
+
+    media: list[Media]
+    truncated: list[str]
+
+    @classmethod
+    def of(cls, text: str, media: Sequence[Media] = (), truncated: Sequence[str] = ()) -> Reply:
+        reply = cls(text)
+        reply.media, reply.truncated = list(media), list(truncated)
+        return reply
+
+
+class Maker:
+    """Turns signals into media in a thread of its own, one after the other, while the backbone writes on.
+
+    ``options`` are changes of the generators' sampling by modality, ``{"image": {"steps": 20, "seed": 1}}``. ``seed`` is
+    for generators that have none of their own: the i-th medium of a reply gets ``seed + i``.
+    """
+
+    def __init__(
+        self,
+        model: MultimodalLM,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        seed: int | None = None,
+        stop: threading.Event | None = None,
+    ) -> None:
+        self.model, self.options, self.seed, self.stop = model, options or {}, seed, stop
+        unknown = [name for name in self.options if name not in model.outputs]
+        if unknown:
+            known = ", ".join(model.outputs) or "nothing"
+            raise MmllmError(f"options for {', '.join(unknown)}, but this model makes {known}")
+        for name, changes in self.options.items():
+            known_options = ("steps", "guidance", "negative", "seed", *_output(model, name).frozen().size_options)
+            for option in changes:
+                if option not in known_options:
+                    found = f"unknown option {option!r} of {name}; known: {', '.join(known_options)}"
+                    raise MmllmError(found + suggest(option, known_options))
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generator")
+        self._made = 0
+
+    def make(self, modality: str, signals: Tensor) -> Media:
+        """Begin to make a medium from ``signals (1, K, D_llm)``."""
+        output = _output(self.model, modality)
+        generator = output.frozen()
+        sampling = generator.sampling.with_(**self.options.get(modality, {}))
+        if sampling.seed is None and self.seed is not None:
+            sampling = sampling.with_(seed=self.seed + self._made)
+        self._made += 1
+        media = Media(modality, generator.suffix)
+        self._pool.submit(self._run, media, output, signals, sampling)
+        return media
+
+    def _run(self, media: Media, output: Output, signals: Tensor, sampling: Sampling) -> None:
+        def after(done: int, total: int) -> bool:
+            media.progress = (done, total)
+            return self.stop is None or not self.stop.is_set()
+
+        try:
+            made: list[Artifact] = []
+            if self.stop is None or not self.stop.is_set():
+                with torch.no_grad():
+                    made = output.frozen().generate(output(signals), sampling, after)
+            media._future.set_result(made[0] if made else None)
+        except Exception as error:  # of any library underneath; `result` raises it where it is asked for
+            media._future.set_exception(error)
+
+    def close(self) -> None:
+        """Take no more; what was begun goes on."""
+        self._pool.shutdown(wait=False)
+
+
+def _output(model: MultimodalLM, name: str) -> Output:
+    return cast(Output, model.outputs[name])
