@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from mmllm.errors import DataError
@@ -84,16 +85,16 @@ def sharegpt(row: Row, where: str) -> Converted:
 
 
 def nextgpt(row: Row, where: str, prompt: str, folders: Mapping[str, str], suffix: str | None) -> Converted:
-    """NExT-GPT's pairs: ``{"input_image", "conversations"}`` (comprehension) or ``{"image_name", "caption"}``; media
-    lie in ``folders[modality]``. Rows of the generation half (``output_image``) are refused.
+    """NExT-GPT's pairs: ``{"input_image", "conversations"}`` (comprehension), ``{"output_image", "image_captions",
+    "conversations"}`` (generation) or ``{"image_name", "caption"}``; media lie in ``folders[modality]``.
+
+    The generation half's ``…_caption_embeddings`` are left alone: conditions are made by the generator that is trained.
     """
-    output = next((key for key in row if key.startswith("output_")), None)
-    if output is not None:
-        what = "a generation pair; this version trains text replies only, use the comprehension file"
-        raise DataError(f"{where}: {output}: {what}")
-    keys = {key: name for name in folders for key in (f"input_{name}", f"{name}_name") if key in row}
+    keys = {key: n for n in folders for key in (f"input_{n}", f"output_{n}", f"{n}_name") if key in row}
     if not keys:
-        raise DataError(f'{where}: expected "input_image" or "image_name" (or audio, video); found keys {_keys(row)}')
+        raise DataError(
+            f'{where}: expected "input_image", "output_image" or "image_name" (or audio, video); found keys {_keys(row)}'
+        )
     media: dict[str, list[str]] = {name: [] for name in folders}
     for key, name in keys.items():
         for file in _paths(row[key], f"{where}: {key}"):
@@ -104,7 +105,23 @@ def nextgpt(row: Row, where: str, prompt: str, folders: Mapping[str, str], suffi
     else:
         tags = "".join(f"<{name}>" * len(paths) for name, paths in media.items())
         turns = [("user", f"{tags}\n{prompt}"), ("assistant", _text(row.get("caption"), f"{where}: caption"))]
-    return _id(row, where), _interleave(turns, media, where), _rest(row, "id", "conversations", "caption", *keys)
+    captions = {name: f"{name}_captions" for key, name in keys.items() if key.startswith("output_")}
+    messages = _captioned(_interleave(turns, media, where), {n: row.get(key) for n, key in captions.items()}, where)
+    return _id(row, where), messages, _rest(row, "id", "conversations", "caption", *keys, *captions.values())
+
+
+def _captioned(messages: Sequence[Message], captions: Mapping[str, Any], where: str) -> tuple[Message, ...]:
+    """The messages with the captions of what the assistant makes, a text or one for each medium."""
+    left = {name: [value] if isinstance(value, str) else list(value or []) for name, value in captions.items()}
+    result = []
+    for message in messages:
+        parts = []
+        for part in message.parts:
+            if message.role == "assistant" and left.get(part.type):
+                part = replace(part, caption=_text(left[part.type].pop(0), f"{where}: {part.type}_captions"))
+            parts.append(part)
+        result.append(Message(message.role, tuple(parts)))
+    return tuple(result)
 
 
 def guess(row: Row) -> str | None:

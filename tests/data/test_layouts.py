@@ -139,9 +139,13 @@ def test_nextgpt_pairs_lie_in_the_modalitys_folder(write: Write) -> None:
         (ShareGPTConfig, {"text": "x"}, 'expected "messages" or "conversations"'),
         (ShareGPTConfig, {"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "a text part whose value"),
         (ShareGPTConfig, {"messages": [{"role": "user", "content": [1]}]}, "turn 0, part 0: expected"),
-        (NextGPTConfig, {"output_image": "a.jpg", "conversations": []}, "output_image: a generation pair"),
+        (
+            NextGPTConfig,
+            {"output_image": "a.jpg", "conversations": [GPT]},
+            "the text has 0 <image>, but the row gives 1",
+        ),
         (NextGPTConfig, {"image_name": "a.jpg"}, "caption: found NoneType, expected text"),
-        (NextGPTConfig, {"caption": "x"}, 'expected "input_image" or "image_name"'),
+        (NextGPTConfig, {"caption": "x"}, 'expected "input_image", "output_image" or "image_name"'),
     ],
 )
 def test_what_a_row_lacks_is_said(
@@ -151,6 +155,22 @@ def test_what_a_row_lacks_is_said(
         read(reader, write, bad)
     assert "data.json:1: " in str(error.value)
     assert message in str(error.value)
+
+
+def test_nextgpts_generation_half_gives_what_the_assistant_makes(write: Write) -> None:
+    pair = {
+        "output_image": "a.jpg",
+        "image_captions": "a dog",
+        "image_caption_embeddings": "a.npy",
+        "conversations": [
+            {"from": "human", "value": "draw a dog"},
+            {"from": "gpt", "value": "Here it is <image>"},
+        ],
+    }
+    (sample,) = read(NextGPTConfig, write, pair)
+    text, made = sample.messages[1].parts
+    assert (text.value, made.type, made.caption) == ("Here it is ", "image", "a dog")
+    assert str(made.value).endswith("a.jpg")
 
 
 @pytest.mark.parametrize(
