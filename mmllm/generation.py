@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mmllm.errors import MmllmError
 from mmllm.model import MultimodalLM
+from mmllm.processing.batch import Encoded
 from mmllm.processing.messages import Message, Part
-from mmllm.processing.processor import Encoded, Processor
+from mmllm.processing.processor import Processor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -19,7 +19,7 @@ from mmllm.projectors.base import Projector
 from mmllm.projectors.output_module import OutputProjector
 
 if TYPE_CHECKING:
-    from mmllm.processing.processor import Batch, MadeBatch, MediaBatch
+    from mmllm.processing.batch import Batch, MadeBatch, MediaBatch
 
 
 class Input(nn.Module):

@@ -13,7 +13,8 @@ from mmllm.data.mixture import StageData
 from mmllm.errors import ConfigError, DataError, MediaError
 
 if TYPE_CHECKING:
-    from mmllm.processing.processor import Encoded, Processor
+    from mmllm.processing.batch import Encoded
+    from mmllm.processing.processor import Processor
 
 MAX_FAILURES = 100
 """So many samples tried for one place in a batch, all of them bad, end the run."""

@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from mmllm.processing.processor import Encoded, Processor, Span
+    from mmllm.processing.batch import Encoded, Span
+    from mmllm.processing.processor import Processor
 
 SUPERVISED, GIVEN, MEDIA, FAULT = "bold green", "default", "cyan", "red"
 

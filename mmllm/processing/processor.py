@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,7 @@ from torch import Tensor
 from mmllm.config.base import BuildContext, problems_at
 from mmllm.errors import ConfigError, DataError, MediaError, SampleTooLong
 from mmllm.processing.audio import decode_audio
+from mmllm.processing.batch import Batch, Encoded, Made, MadeBatch, MediaBatch, Span
 from mmllm.processing.images import decode_image
 from mmllm.processing.messages import Message, Part, Sample, check_turns, parse_messages
 from mmllm.processing.sources import Limits, read_media
@@ -38,124 +39,7 @@ if TYPE_CHECKING:
     from mmllm.config.families import Preprocessor, ProjectorConfig, Target
     from mmllm.config.run import ModelConfig
 
-OBJECTIVES = ("text", "condition", "denoise")
 DECODERS: dict[str, Callable[..., Any]] = {"image": decode_image, "audio": decode_audio}
-
-
-@dataclass(frozen=True)
-class Span:
-    """One media item in a sequence: ``count`` features from token ``start`` on."""
-
-    modality: str
-    start: int
-    count: int
-    item: dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Made:
-    """One medium that the assistant makes: its signal tokens from token ``start`` on, what it shows, and the tensor of
-    the target (None when it is not wanted or not given).
-    """
-
-    modality: str
-    start: int
-    caption: str | None
-    target: Tensor | None
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One conversation ready for batching. ``supervised[i]`` says whether token i is to be predicted."""
-
-    id: str
-    ids: list[int]
-    supervised: list[bool]
-    spans: list[Span]
-    made: list[Made] = field(default_factory=list)
-
-    @property
-    def num_supervised(self) -> int:
-        # The first token has nothing before it to be predicted from.
-        return sum(self.supervised[1:])
-
-
-@dataclass
-class MediaBatch:
-    """The media of one modality in a batch: N items.
-
-    ``inputs`` is what the encoder takes. Row ``sources[i]`` of the projector's output, seen as ``(N * Q, D_llm)``, belongs
-    at row ``positions[i]`` of the token embeddings, seen as ``(B * T, D_llm)``. ``width`` is Q.
-    """
-
-    inputs: dict[str, Tensor]
-    positions: Tensor
-    sources: Tensor
-    width: int
-
-    def to(self, device: torch.device | str) -> MediaBatch:
-        inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
-        return MediaBatch(inputs, self.positions.to(device), self.sources.to(device), self.width)
-
-
-@dataclass
-class MadeBatch:
-    """What the assistant makes of one modality in a batch: N items.
-
-    ``positions (N, K)`` are flat indices of their signal tokens into B*T. Item ``captioned[i]`` shows ``captions[i]``; item
-    ``drawn[i]`` has the target ``targets[i]`` (None without any).
-    """
-
-    positions: Tensor
-    captions: list[str]
-    captioned: Tensor
-    targets: Tensor | None
-    drawn: Tensor
-
-    def to(self, device: torch.device | str) -> MadeBatch:
-        targets = None if self.targets is None else self.targets.to(device, non_blocking=True)
-        tensors = (t.to(device) for t in (self.positions, self.captioned, self.drawn))
-        positions, captioned, drawn = tensors
-        return MadeBatch(positions, self.captions, captioned, targets, drawn)
-
-
-@dataclass
-class Batch:
-    """B conversations padded to T tokens.
-
-    ``ids (B, T)`` int64, ``attention_mask (B, T)`` int64. Logits at flat positions ``predict (K,)`` into B*T are to give
-    ``targets (K,)``: the head runs nowhere else.
-    """
-
-    ids: Tensor
-    attention_mask: Tensor
-    predict: Tensor
-    targets: Tensor
-    media: dict[str, MediaBatch]
-    sample_ids: list[str] = field(default_factory=list)
-    made: dict[str, MadeBatch] = field(default_factory=dict)
-
-    @property
-    def tokens(self) -> int:
-        """Number of supervised tokens."""
-        return int(self.targets.numel())
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """How many terms each objective's sum has."""
-        return {
-            "text": self.tokens,
-            "condition": sum(len(made.captions) for made in self.made.values()),
-            "denoise": sum(len(made.drawn) for made in self.made.values()),
-        }
-
-    def to(self, device: torch.device | str) -> Batch:
-        """A copy on ``device``."""
-        media = {name: m.to(device) for name, m in self.media.items()}
-        ids, attention = self.ids.to(device, non_blocking=True), self.attention_mask.to(device, non_blocking=True)
-        predict, targets = self.predict.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
-        made = {name: m.to(device) for name, m in self.made.items()}
-        return Batch(ids, attention, predict, targets, media, self.sample_ids, made)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,8 @@ from mmllm.config.run import StageConfig
 from mmllm.data.dataset import Loaded, SampleStream
 from mmllm.data.mixture import StageData
 from mmllm.errors import DataError, MediaError
-from mmllm.processing.processor import OBJECTIVES, Batch, Encoded, Processor
+from mmllm.processing.batch import OBJECTIVES, Batch, Encoded
+from mmllm.processing.processor import Processor
 
 
 @dataclass

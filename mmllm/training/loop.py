@@ -19,7 +19,7 @@ from mmllm.config.run import StageConfig
 from mmllm.data.dataset import SkipLog
 from mmllm.errors import TrainingError
 from mmllm.model import MultimodalLM
-from mmllm.processing.processor import Batch
+from mmllm.processing.batch import Batch
 from mmllm.training.batches import StepData
 from mmllm.training.optimizer import lr_factor, set_rates
 from mmllm.training.stages import GradientWatch, TrainedPart

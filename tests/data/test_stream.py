@@ -17,9 +17,10 @@ from mmllm.data.dataset import MAX_FAILURES, Failure, Loaded, SampleStream, Skip
 from mmllm.data.mixture import StageData
 from mmllm.data.readers import MessagesConfig
 from mmllm.errors import ConfigError, DataError, SampleTooLong
+from mmllm.processing.batch import Encoded
 from mmllm.processing.images import decode_image
 from mmllm.processing.messages import Sample
-from mmllm.processing.processor import Encoded, Processor
+from mmllm.processing.processor import Processor
 from mmllm.processing.sources import Limits, read_media
 
 Write = Callable[..., Path]

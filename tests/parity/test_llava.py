@@ -25,8 +25,9 @@ from mmllm.backbones.causal_lm import byte_tokenizer
 from mmllm.config.base import BuildContext
 from mmllm.config.load import parse
 from mmllm.model import MultimodalLM
+from mmllm.processing.batch import Batch
 from mmllm.processing.messages import Sample, parse_messages
-from mmllm.processing.processor import Batch, Processor
+from mmllm.processing.processor import Processor
 
 VISION = CLIPVisionConfig(
     hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4, image_size=32, patch_size=8

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from mmllm.data.mixture import StageData
 from mmllm.errors import TrainingError
 from mmllm.model import MultimodalLM
-from mmllm.processing.processor import Batch, Processor
+from mmllm.processing.batch import Batch
+from mmllm.processing.processor import Processor
 from mmllm.training import loop
 from mmllm.training.loop import SummedLoss, seed_step
 from mmllm.training.run import train
