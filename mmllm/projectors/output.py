@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -58,14 +58,9 @@ class MLPOutputConfig(OutputProjectorConfig):
         return MLPOutput(input_dim, num_signals, condition_shape, depth=self.depth, hidden_dim=hidden).to(context.dtype)
 
 
-class TinyTransformerConfig(OutputProjectorConfig):
-    """An encoder-decoder transformer whose decoder reads trained queries, one per position of the condition.
+class QueryOutputConfig(OutputProjectorConfig):
+    """Numbers of the projectors with one trained query for every position of the condition."""
 
-    The defaults are the numbers of GILL's mapper (arXiv 2305.17216, `gill/layers.py`), which NExT-GPT (arXiv 2309.05519)
-    uses as well: 4 + 4 layers of width 512, 4 heads.
-    """
-
-    kind: Literal["tiny_transformer"] = "tiny_transformer"
     num_layers: PositiveInt = 4
     hidden_dim: PositiveInt = 512
     num_heads: PositiveInt = 4
@@ -81,56 +76,38 @@ class TinyTransformerConfig(OutputProjectorConfig):
     def tiny(self) -> Self:
         return self.model_copy(update={"num_layers": 1, "hidden_dim": 16, "num_heads": 2, "ff_mult": 2})
 
+    def numbers(self) -> dict[str, Any]:
+        """All but ``kind``: the keyword arguments of the module."""
+        return self.model_dump(exclude={"kind"})
+
+
+class TinyTransformerConfig(QueryOutputConfig):
+    """An encoder-decoder transformer whose decoder reads trained queries, one per position of the condition.
+
+    The defaults are the numbers of GILL's mapper (arXiv 2305.17216, `gill/layers.py`), which NExT-GPT (arXiv 2309.05519)
+    uses as well: 4 + 4 layers of width 512, 4 heads.
+    """
+
+    kind: Literal["tiny_transformer"] = "tiny_transformer"
+
     def build(
         self, context: BuildContext, *, input_dim: int, num_signals: int, condition_shape: Mapping[str, Shape]
     ) -> OutputProjector:
         from mmllm.projectors.output_module import TinyTransformer
 
-        module = TinyTransformer(
-            input_dim,
-            condition_shape,
-            num_layers=self.num_layers,
-            hidden_dim=self.hidden_dim,
-            num_heads=self.num_heads,
-            ff_mult=self.ff_mult,
-            dropout=self.dropout,
-        )
-        return module.to(context.dtype)
+        return TinyTransformer(input_dim, condition_shape, **self.numbers()).to(context.dtype)
 
 
-class QFormerOutputConfig(OutputProjectorConfig):
+class QFormerOutputConfig(QueryOutputConfig):
     """BLIP-2's Q-Former (arXiv 2301.12597) with one trained query per position of the condition."""
 
     kind: Literal["qformer"] = "qformer"
-    num_layers: PositiveInt = 4
-    hidden_dim: PositiveInt = 512
     num_heads: PositiveInt = 8
-    ff_mult: PositiveInt = 4
     cross_attention_every: PositiveInt = 1
-    dropout: Dropout = 0.0
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.hidden_dim % self.num_heads:
-            raise ValueError(f"num_heads {self.num_heads} does not divide hidden_dim {self.hidden_dim}")
-        return self
-
-    def tiny(self) -> Self:
-        return self.model_copy(update={"num_layers": 1, "hidden_dim": 16, "num_heads": 2, "ff_mult": 2})
 
     def build(
         self, context: BuildContext, *, input_dim: int, num_signals: int, condition_shape: Mapping[str, Shape]
     ) -> OutputProjector:
         from mmllm.projectors.output_module import QFormerOutput
 
-        module = QFormerOutput(
-            input_dim,
-            condition_shape,
-            num_layers=self.num_layers,
-            hidden_dim=self.hidden_dim,
-            num_heads=self.num_heads,
-            ff_mult=self.ff_mult,
-            cross_attention_every=self.cross_attention_every,
-            dropout=self.dropout,
-        )
-        return module.to(context.dtype)
+        return QFormerOutput(input_dim, condition_shape, **self.numbers()).to(context.dtype)
