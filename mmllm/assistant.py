@@ -13,9 +13,10 @@ from mmllm.config.base import BuildContext
 from mmllm.config.load import load as load_config
 from mmllm.errors import CheckpointError, MediaError, MmllmError, brief
 from mmllm.generation import Decoding, TextStream, decode
-from mmllm.making import Maker, Media, Reply, Truncated
+from mmllm.making import Maker
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
+from mmllm.replies import Media, Reply, Truncated
 
 EMBEDDED = Path(__file__).parent / "embedded"
 

@@ -1,12 +1,10 @@
-"""What a reply makes beside text: media that are still being generated while the text goes on."""
+"""Turns signals into media in a thread of its own while the text goes on."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import torch
@@ -16,63 +14,7 @@ from mmllm.config.base import suggest
 from mmllm.errors import MmllmError
 from mmllm.generators.base import Artifact, Sampling
 from mmllm.model import MultimodalLM, Output
-
-
-class Media:
-    """One picture, sound or clip of a reply, perhaps still in the making.
-
-    ``type`` is the modality, ``suffix`` the usual ending of its files, ``progress`` (steps done, steps in all; 0 of 0
-    before the first).
-    """
-
-    def __init__(self, type: str, suffix: str) -> None:
-        self.type, self.suffix = type, suffix
-        self.progress = (0, 0)
-        self._future: Future[Artifact | None] = Future()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait at most ``timeout`` seconds; whether it is done."""
-        wait([self._future], timeout)
-        return self._future.done()
-
-    @property
-    def stopped(self) -> bool:
-        """Whether it is done without a result, because it was stopped."""
-        return self._future.done() and self._future.exception() is None and self._future.result() is None
-
-    def result(self, timeout: float | None = None) -> Artifact:
-        """Wait for the medium: a ``PIL.Image``, a ``Sound`` or a ``Clip``.
-
-        Raises ``MmllmError`` when it was stopped, ``TimeoutError`` after ``timeout`` seconds, and what the generator raised.
-        """
-        made = self._future.result(timeout)
-        if made is None:
-            raise MmllmError(f"the {self.type} was stopped before it was finished")
-        return made
-
-    def save(self, path: str | Path) -> None:
-        """Wait for the medium and write it; the ending of ``path`` chooses the format."""
-        self.result().save(path)
-
-
-@dataclass(frozen=True)
-class Truncated:
-    """The signal tokens of a ``modality`` were cut off by the end of the reply; nothing is made of them."""
-
-    modality: str
-
-
-class Reply(str):
-    """A reply: its text, the ``media`` it made, and ``truncated``, the modalities whose signal tokens were cut off."""
-
-    media: list[Media]
-    truncated: list[str]
-
-    @classmethod
-    def of(cls, text: str, media: Sequence[Media] = (), truncated: Sequence[str] = ()) -> Reply:
-        reply = cls(text)
-        reply.media, reply.truncated = list(media), list(truncated)
-        return reply
+from mmllm.replies import Media
 
 
 class Maker:

@@ -16,7 +16,7 @@ from typing import Any, Literal, Protocol
 
 from mmllm.chat.feedback import Feedback, Rating
 from mmllm.errors import DataError
-from mmllm.making import Media, Truncated
+from mmllm.replies import Media, Truncated
 
 # The file endings offered for each modality. They only sort files into content parts; whether the bytes really are a
 # picture or a sound is decided by the media decoders.

@@ -14,8 +14,8 @@ from PIL import Image
 
 from mmllm.chat.session import ChatSession, Sampling, file_types, known_modalities, text_of
 from mmllm.errors import DataError, MediaError
-from mmllm.making import Media
 from mmllm.processing.messages import check_turns, parse_messages
+from mmllm.replies import Media
 
 GREEDY = Sampling()
 

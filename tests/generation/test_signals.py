@@ -16,9 +16,9 @@ from mmllm.config.base import BuildContext
 from mmllm.config.load import parse
 from mmllm.errors import DataError, MmllmError
 from mmllm.generation import Decoding, SignalWriter, decode
-from mmllm.making import Media, Truncated
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
+from mmllm.replies import Media, Truncated
 
 ASK = [{"role": "user", "content": "draw"}]
 SIGNALS = 3
