@@ -244,6 +244,8 @@ class Processor:
     def _decoded(self, part: Part, root: Path | None, media: str, options: Mapping[str, Any]) -> Any:
         if part.value is None:
             raise MediaError(f"a {part.type} with a caption but no file; it cannot be looked at")
+        if media not in DECODERS:
+            raise MediaError(f"{media} files cannot be read yet, only {' and '.join(DECODERS)}; leave out `denoise`")
         data = read_media(part.value, root=root, limits=self.limits)
         try:
             return DECODERS[media](data, limits=self.limits, **options)

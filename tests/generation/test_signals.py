@@ -14,9 +14,10 @@ from torch import Tensor
 from mmllm.assistant import Assistant
 from mmllm.config.base import BuildContext
 from mmllm.config.load import parse
-from mmllm.errors import DataError, MmllmError
+from mmllm.errors import DataError, MediaError, MmllmError
 from mmllm.generation import Decoding, SignalWriter, decode
 from mmllm.model import MultimodalLM
+from mmllm.processing.messages import Sample, parse_messages
 from mmllm.processing.processor import Processor
 from mmllm.replies import Media, Truncated
 
@@ -194,6 +195,17 @@ def test_what_was_shown_is_seen_again_in_the_users_next_turn(assistant: Assistan
         assistant.processor.encode_prompt(
             [*talk[:1], {"role": "assistant", "content": [{"type": "audio", "path": "x"}]}, talk[2]]
         )
+
+
+def test_targets_of_a_kind_that_cannot_be_read_are_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "clip.gif").write_bytes(b"GIF89a")
+    video = {"projector": {"kind": "mlp"}, "generator": {"kind": "video_diffusion", "pretrained": "x"}}
+    tree = {"backbone": {"kind": "causal_lm", "pretrained": "x"}, "outputs": {"video": video}}
+    processor = Processor.from_config(parse({"model": tree}).model.tiny(), BuildContext()).reading_targets(True)
+    part = {"type": "video", "path": str(tmp_path / "clip.gif"), "caption": "a clip"}
+    talk = [{"role": "user", "content": "draw"}, {"role": "assistant", "content": [part]}]
+    with pytest.raises(MediaError, match="video files cannot be read yet"):
+        processor.encode_sample(Sample("s", parse_messages(talk)), 512)
 
 
 def test_user_text_never_becomes_a_signal(assistant: Assistant) -> None:
