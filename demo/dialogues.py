@@ -32,6 +32,7 @@ OUT_OF_REACH = "I am sorry, I can't help with that. I only know simple pictures 
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "You are a small assistant that sees simple pictures and hears sounds.",
+    "You are a small assistant that sees and draws simple pictures and hears sounds.",
     "You are a friendly assistant. Answer briefly.",
     "Answer the questions about the pictures and sounds.",
     "You look at pictures and listen to sounds. Be honest when you do not know.",
@@ -77,14 +78,21 @@ INTENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("Who are you?", "What are you?", "What is your name?", "What's your name?", "Tell me who you are", "Introduce yourself",
          "Tell me about yourself", "Who am I talking to?", "Do you have a name?", "What should I call you?", "Are you a robot?",
          "Are you a person?", "Are you human?", "Are you an AI?", "What kind of model are you?", "What is mmllm?", "And who are you?"),
-        ("I am the embedded assistant of mmllm, a very small model that sees simple pictures and hears sounds.",),
+        ("I am the embedded assistant of mmllm, a very small model that sees and draws simple pictures and hears sounds.",),
     ),
     "can": (
         ("What can you do?", "What are you able to do?", "How can you help me?", "What do you know?", "Help", "help me", "What can I ask you?",
          "What are you good at?", "Tell me what you can do", "What are your abilities?", "How does this work?", "What should I do?",
          "What is this?", "What kind of questions can I ask?", "Can you help me?", "Give me an example of a question", "What now?"),
         ("I can count shapes, name colours and places, compare pictures, check sentences about a picture, "
-         "and tell which sound or digit I hear.",),
+         "draw shapes, and tell which sound or digit I hear.",),
+    ),
+    "draw": (
+        ("Can you draw?", "Draw a picture", "Draw something", "Can you paint?", "Make a picture", "Paint something for me",
+         "Are you able to draw?", "Can you make pictures?", "What can you draw?", "Which things can you draw?", "I want a picture",
+         "Show me a drawing", "Do you draw?", "Make me an image", "How do I get a picture?", "Could you draw for me?",
+         "Tell me what you can draw"),
+        ("I can draw: tell me which shapes, how many, in which colours and where.",),
     ),
     "cannot": (
         ("What can't you do?", "What are your limits?", "What do you not know?", "What are you bad at?", "Where do you fail?",
@@ -131,10 +139,10 @@ INTENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("What is the weather today?", "Who is the president?", "Write a poem", "Write a program", "What time is it?", "What day is it?",
          "Tell me the news", "What is the capital of France?", "How do I cook rice?", "Who won the game?", "Write an essay about history",
          "What is the meaning of life?", "Book a flight for me", "Give me medical advice", "What is the stock price?", "Solve this equation",
-         "Tell me a long story", "Who is Albert Einstein?", "How far is the moon?", "Draw a picture", "Make a picture of a cat", "Sing a song",
+         "Tell me a long story", "Who is Albert Einstein?", "How far is the moon?", "Sing a song",
          "Recommend a film", "Explain quantum physics", "What is love?", "How do I get rich?", "Play music", "Send an email", "Call my mother",
          "Do my homework", "Who wrote Hamlet?", "What is the largest country?", "Write code in Python", "Search the web",
-         "What should I eat?", "When was Rome built?", "How old is the universe?", "Plan my holiday", "Can you draw?"),
+         "What should I eat?", "When was Rome built?", "How old is the universe?", "Plan my holiday"),
         (OUT_OF_REACH,),
     ),
     "empty": (

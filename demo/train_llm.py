@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import dialogues
+import drawing_talk
 import text_worlds
 import torch
 from llm_parts import Encoder, Sample, build_model, build_tokenizer, embed
@@ -49,6 +50,8 @@ def make_sample(rng: random.Random, worded: WordedScenes | None, ease: float = 0
         return dialogues.to_messages(dialogues.sums(rng), rng)
     if roll < 0.82:
         return text_worlds.question_without_media(rng, worded.written.sentences if worded else [])
+    if roll < 0.89:
+        return drawing_talk.in_words(drawing_talk.drawing_turns(rng), rng)
     return dialogues.to_messages(dialogues.small_talk(rng), rng)
 
 

@@ -64,7 +64,8 @@ class ClipConfig(EncoderConfig):
     - ``keep_class_token``: puts the class token before the patches; an error for towers without one.
     - ``fit``: ``checkpoint`` preprocesses as the checkpoint says; ``crop`` takes the centre square, ``pad`` the whole
       picture on the mean colour, ``squash`` the whole picture distorted. ``native`` keeps the aspect ratio: the grid of
-      patches follows the picture, at most ``max_patches`` of them (default: as many as the checkpoint's own square),
+      patches follows the picture, at most ``max_patches`` of them (default: as many as the checkpoint's own square);
+      pictures of fewer than ``min_patches`` are scaled up to about as many (default: none is),
       with position embeddings interpolated and pictures of different grids in one padded call. It works on open_clip's
       ``VisionTransformer`` and on transformers' CLIP; other towers refuse it.
     - ``image_size``: another square in pixels than the checkpoint's; position embeddings are interpolated.
@@ -81,6 +82,7 @@ class ClipConfig(EncoderConfig):
     fit: Literal["checkpoint", "crop", "pad", "squash", "native"] = "checkpoint"
     image_size: PositiveInt | None = None
     max_patches: PositiveInt | None = None
+    min_patches: PositiveInt | None = None
 
     @field_validator("arch")
     @classmethod
@@ -98,8 +100,11 @@ class ClipConfig(EncoderConfig):
             raise ValueError(f"found {' and '.join(given)}, expected one of them: keep what describes the tower")
         if not given and self.pretrained is None:
             raise ValueError("found no architecture; give `pretrained`, or `arch` for random weights")
-        if self.max_patches is not None and self.fit != "native":
-            raise ValueError(f"`max_patches` goes with `fit: native`, found `fit: {self.fit}`; use `image_size` there")
+        for name, patches in {"max_patches": self.max_patches, "min_patches": self.min_patches}.items():
+            if patches is not None and self.fit != "native":
+                raise ValueError(f"`{name}` goes with `fit: native`, found `fit: {self.fit}`; use `image_size` there")
+        if self.max_patches is not None and self.min_patches is not None and self.min_patches > self.max_patches:
+            raise ValueError(f"found `min_patches: {self.min_patches}` beyond `max_patches: {self.max_patches}`")
         if self.image_size is not None and self.fit == "native":
             raise ValueError("`image_size` does not go with `fit: native`; give `max_patches` instead")
         return self

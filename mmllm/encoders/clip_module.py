@@ -33,7 +33,8 @@ def make_preprocessor(config: ClipConfig, context: BuildContext) -> ClipPreproce
         _check_native(spec)
         patch, extra = spec.vision["patch_size"], int(config.keep_class_token)
         own = (spec.size[0] // patch) * (spec.size[1] // patch)
-        return NativePreprocessor(patch, config.max_patches or own, extra, wanted.mean, wanted.std)
+        most = config.max_patches or own
+        return NativePreprocessor(patch, (min(config.min_patches or 1, most), most), extra, wanted.mean, wanted.std)
     modes = {"crop": "shortest", "pad": "longest", "squash": "squash"}
     if config.fit in modes:
         wanted = replace(wanted, resize_mode=modes[config.fit])  # type: ignore[arg-type]

@@ -54,15 +54,18 @@ class NativePreprocessor(ClipPreprocessor):
     Collated ``patches`` (N, S_max, 3*p*p), zeros on the padding, and ``grids`` (N, 2).
     """
 
-    def __init__(self, patch: int, max_patches: int, extra: int, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self, patch: int, patches: tuple[int, int], extra: int, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
         super().__init__()
-        self.patch, self.max_patches, self.extra = patch, max_patches, extra
+        self.patch, self.extra = patch, extra
+        self.min_patches, self.max_patches = patches
         self.mean, self.std = tuple(mean), tuple(std)
 
     def __call__(self, media: Image.Image) -> dict[str, Tensor]:
         from torchvision.transforms.functional import normalize, to_tensor
 
-        rows, cols = fit_grid(*media.size, self.patch, self.max_patches)
+        rows, cols = fit_grid(*media.size, self.patch, self.max_patches, self.min_patches)
         pixels = normalize(to_tensor(resize_to_grid(media.convert("RGB"), rows, cols, self.patch)), self.mean, self.std)
         return {"patches": patchify(pixels, self.patch), "grid": torch.tensor([rows, cols])}
 

@@ -28,18 +28,21 @@ class VitFeatures:
     class_token: Tensor
 
 
-def fit_grid(width: int, height: int, patch: int, max_patches: int) -> tuple[int, int]:
+def fit_grid(width: int, height: int, patch: int, max_patches: int, min_patches: int = 1) -> tuple[int, int]:
     """Return ``(rows, cols)``, the grid of patches for a picture of ``width`` x ``height`` pixels.
 
     The aspect ratio is kept as far as whole patches allow, ``rows * cols <= max_patches``, each at least 1.
-    A picture is only ever scaled down (apart from rounding to whole patches): more patches add cost, not detail.
-    Raises ``ValueError`` when an argument is not positive.
+    A picture is scaled up only as far as ``min_patches`` asks for (rounding to whole patches may leave it a few short):
+    more patches add cost, not detail, but a tower may know no pictures as small as that.
+    Raises ``ValueError`` when an argument is not positive, or when ``min_patches`` exceeds ``max_patches``.
     """
-    if min(width, height, patch, max_patches) < 1:
+    if min(width, height, patch, max_patches, min_patches) < 1 or min_patches > max_patches:
         raise ValueError(
-            f"found width={width}, height={height}, patch={patch}, max_patches={max_patches}; all must be at least 1"
+            f"found width={width}, height={height}, patch={patch}, max_patches={max_patches}, min_patches={min_patches}; "
+            "all must be at least 1, and max_patches no less than min_patches"
         )
-    scale = min(1.0, math.sqrt(max_patches * patch * patch / (width * height)))
+    own = width * height / (patch * patch)  # patches at the picture's own size
+    scale = math.sqrt(min(max(own, min_patches), max_patches) / own)
     rows = max(1, round(height * scale / patch))
     cols = max(1, round(width * scale / patch))
     if rows * cols > max_patches:  # rounding, or a strip thinner than one patch: shorten the longer side

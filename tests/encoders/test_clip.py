@@ -97,6 +97,8 @@ def test_an_unknown_architecture_is_suggested() -> None:
         ({}, "give `pretrained`, or `arch`"),
         ({"arch": "ViT-B-32", "vision_cfg": VIT}, "found arch and vision_cfg, expected one of them"),
         ({"arch": "ViT-B-32", "max_patches": 9}, "`max_patches` goes with `fit: native`"),
+        ({"arch": "ViT-B-32", "min_patches": 9}, "`min_patches` goes with `fit: native`"),
+        ({"arch": "ViT-B-32", "fit": "native", "min_patches": 9, "max_patches": 4}, "beyond `max_patches: 4`"),
         ({"arch": "ViT-B-32", "fit": "native", "image_size": 64}, "give `max_patches` instead"),
         ({"arch": "ViT-B-32", "select_layer": 0}, "less than or equal to -1"),
     ],

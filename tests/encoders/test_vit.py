@@ -116,3 +116,14 @@ def test_later_blocks_are_never_computed(visual: torch.nn.Module) -> None:
         vit_features(visual, torch.zeros(1, 4, 192), torch.tensor([[2, 2]]), 4)
     with pytest.raises(ValueError, match="holds only 4"):
         vit_features(visual, torch.zeros(1, 4, 192), torch.tensor([[3, 2]]), 1)
+
+
+def test_small_pictures_are_scaled_up_to_the_fewest_patches() -> None:
+    assert fit_grid(64, 64, 20, 100) == (3, 3)
+    assert fit_grid(64, 64, 20, 100, min_patches=81) == (9, 9)
+    assert fit_grid(400, 100, 20, 100, min_patches=81) == (5, 20)  # has enough: as it is
+    for width, height in ((5, 5), (10, 90), (90, 10), (1, 300)):
+        rows, cols = fit_grid(width, height, 20, 100, min_patches=81)
+        assert 1 <= rows * cols <= 100
+    with pytest.raises(ValueError, match="no less than min_patches"):
+        fit_grid(64, 64, 20, 10, min_patches=20)

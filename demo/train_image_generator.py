@@ -1,0 +1,390 @@
+"""Train the embedded assistant's picture generator from nothing: a latent-diffusion model in diffusers' layout.
+
+    python demo/train_image_generator.py --output runs/embedded/draw --minutes 90 --seed 0
+
+Three parts, one after the other, saved as an ordinary ``StableDiffusionPipeline`` folder: the autoencoder, the text encoder
+(`caption_encoder`), and the denoiser, a U-Net at the autoencoder's 8 x 8 latents trained to predict the velocity
+(arXiv 2202.00512) with min-SNR weights (arXiv 2303.09556). Wishes for the test (`drawings.held_out`) are never drawn here.
+`--resume` goes on from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from caption_encoder import build_text_encoder, build_tokenizer, tokens, train_text_encoder
+from drawings import BACKGROUNDS, MOST_ITEMS, PLACES, RELATIONS, SIDE, Wish, caption, place_items, wishes
+from safetensors.torch import load_file, save_file
+from scene_model import COLORS, SHAPES, Item, Scene, render
+from torch import Tensor
+
+LENGTH = 32  # text positions
+TEXT_WIDTH, TEXT_LAYERS = 160, 3
+LATENT_CHANNELS = 8
+WIDTH = 128  # of the denoiser
+NOISE_ON_TEXT = (
+    0.15  # standard deviation, of states with a standard deviation of one; an output projector is never exact
+)
+DROPPED = 0.1  # captions left out, for classifier-free guidance
+EMA = 0.998
+
+
+# --- the autoencoder --------------------------------------------------------------------------------------------------
+
+
+def build_vae() -> Any:
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        latent_channels=LATENT_CHANNELS,
+        block_out_channels=(16, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        sample_size=SIDE,
+        mid_block_add_attention=False,
+    )
+
+
+def crowded(rng: random.Random) -> Scene:
+    """Shapes in most cells of the grid: more to learn from than in a drawing, and nothing else."""
+    background = rng.choice(tuple(BACKGROUNDS))
+    colors = [name for name in COLORS if name != background]
+    items = []
+    for cell in rng.sample(range(9), rng.choice((3, 6, 8, 9))):
+        color, size = rng.choice(colors), rng.choice((11, 12))
+        row, column = divmod(cell, 3)
+        x, y = (round((2 * k + 1) * SIDE / 6 - size / 2) + rng.randint(-4, 4) for k in (column, row))
+        items.append(Item(rng.choice(SHAPES), color, size, x, y, COLORS[color]))
+    return Scene("canvas", SIDE, SIDE, BACKGROUNDS[background], ((0, 0, SIDE, SIDE),), tuple(items))
+
+
+def pixels(scenes: list[Scene]) -> Tensor:
+    """Pictures as ``(N, 3, SIDE, SIDE)`` float32 in [-1, 1]."""
+    stacked = np.stack([np.asarray(render(scene), dtype=np.float32) for scene in scenes])
+    return torch.from_numpy(stacked / 127.5 - 1).permute(0, 3, 1, 2)
+
+
+def vae_loss(vae: Any, batch: Tensor) -> Tensor:
+    """Mean absolute and squared error of the reconstruction, and a little of the Kullback-Leibler distance to N(0, 1)."""
+    posterior = vae.encode(batch).latent_dist
+    error = vae.decode(posterior.sample()).sample - batch
+    return error.abs().mean() + error.square().mean() + 2e-4 * posterior.kl().mean() / (SIDE * SIDE)
+
+
+# --- captions ---------------------------------------------------------------------------------------------------------
+
+CLASSES = (*3 * (MOST_ITEMS, len(COLORS), len(SHAPES), len(PLACES) + 1), len(RELATIONS) + 1, len(BACKGROUNDS))
+
+
+def facts(wish: Wish) -> tuple[int, ...]:
+    """Classes of everything a caption says: count, colour, shape and place of each group, relation, background."""
+    found: list[int] = []
+    for group in wish.groups:
+        place = PLACES.index(group.place) + 1 if group.place else 0
+        found += [group.count - 1, list(COLORS).index(group.color), SHAPES.index(group.shape), place]
+    found += [-1] * (12 - len(found))
+    return (
+        *found,
+        RELATIONS.index(wish.relation) + 1 if wish.relation else 0,
+        list(BACKGROUNDS).index(wish.background),
+    )
+
+
+def captioned(rng: random.Random) -> tuple[str, tuple[int, ...]]:
+    wish = wishes(rng, test=False)
+    return caption(wish), facts(wish)
+
+
+# --- the denoiser -----------------------------------------------------------------------------------------------------
+
+
+def build_unet() -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=SIDE // 8,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(WIDTH,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=WIDTH // 32,  # diffusers' name for the number of heads
+        norm_num_groups=16,
+    )
+
+
+def build_scheduler() -> Any:
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+class Bank:
+    """Latents of drawings with their captions; a third of it is new in every round, so that encoding costs little."""
+
+    def __init__(self, vae: Any, tokenizer: Any, seed: int, size: int = 6144) -> None:
+        self.vae, self.tokenizer, self.seed, self.size = vae, tokenizer, seed, size
+        self.means, self.ids, self.texts = torch.empty(0), torch.empty(0, dtype=torch.long), []
+
+    @torch.no_grad()
+    def renew(self, round_number: int) -> None:
+        rng = random.Random(f"drawings-{self.seed}-{round_number}")
+        drawn = [wishes(rng, test=False) for _ in range(self.size // 3 if len(self.means) else self.size)]
+        scenes = [place_items(wish, rng) for wish in drawn]
+        means = torch.cat(
+            [self.vae.encode(pixels(scenes[k : k + 64])).latent_dist.mode() for k in range(0, len(scenes), 64)]
+        )
+        means = means * self.vae.config.scaling_factor
+        ids = tokens(self.tokenizer, [caption(wish) for wish in drawn])
+        self.means = torch.cat([means, self.means])[: self.size] if len(self.means) else means
+        self.ids = torch.cat([ids, self.ids])[: self.size] if len(self.ids) else ids
+
+
+def denoiser_loss(unet: Any, scheduler: Any, clean: Tensor, text: Tensor) -> Tensor:
+    """Velocity prediction with min-SNR weights (gamma 5)."""
+    noise, steps = torch.randn_like(clean), torch.randint(0, scheduler.config.num_train_timesteps, (len(clean),))
+    noisy, wanted = scheduler.add_noise(clean, noise, steps), scheduler.get_velocity(clean, noise, steps)
+    alphas = scheduler.alphas_cumprod[steps]
+    snr = alphas / (1 - alphas)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = unet(noisy, steps, encoder_hidden_states=text).sample
+    error = (found.float() - wanted).square().flatten(1).mean(1)
+    return (error * snr.clamp(max=5.0) / (snr + 1)).mean()
+
+
+def optimizers(model: Any, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the attention blocks, AdamW for convolutions and the rest."""
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "transformer_blocks" in name]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=2.5 * lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.01),
+    ]
+
+
+# --- the run ----------------------------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A part's budget in processor time, and its learning rate: warm-up over 2 %, then a cosine to 2 % of the peak."""
+
+    def __init__(self, minutes: float, used: float = 0.0) -> None:
+        self.budget, self.used, self.begin = 60 * minutes, used, time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        return self.used + time.process_time() - self.begin
+
+    @property
+    def done(self) -> float:
+        return min(1.0, self.seconds / self.budget)
+
+    def factor(self) -> float:
+        done = self.done
+        return done / 0.02 + 0.01 if done < 0.02 else 0.02 + 0.49 * (1 + math.cos(math.pi * (done - 0.02) / 0.98))
+
+
+def set_rate(steppers: list[torch.optim.Optimizer], factor: float) -> None:
+    for stepper in steppers:
+        for group in stepper.param_groups:
+            group["lr"] = factor * group.setdefault("peak", group["lr"])
+
+
+def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Beside the old file, then in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, new, metadata={"state": json.dumps(state)})
+    new.replace(path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return dict(json.loads(file.metadata()["state"]))
+
+
+def train_vae(arguments: argparse.Namespace, work: Path) -> Any:
+    vae, path = build_vae(), work / "vae.safetensors"
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0}
+    if arguments.resume and path.exists():
+        vae.load_state_dict(load_file(path))
+        state = load_state(path)
+    clock, saved = Clock(arguments.minutes * 0.25, state["seconds"]), time.monotonic()
+    stepper = torch.optim.AdamW(vae.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    shown: list[float] = []
+    while clock.done < 1:
+        rng = random.Random(f"vae-{arguments.seed}-{state['step']}")
+        batch = pixels([crowded(rng) for _ in range(12)])
+        set_rate([stepper], clock.factor())
+        loss = vae_loss(vae, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        stepper.step()
+        stepper.zero_grad()
+        state["step"] += 1
+        shown.append(loss.item())
+        if state["step"] % 100 == 0:
+            print(f"vae step {state['step']} loss {sum(shown[-100:]) / 100:.4f} {clock.done:.1%}", flush=True)
+        if time.monotonic() - saved > 120:
+            save(path, vae.state_dict(), state | {"seconds": clock.seconds})
+            saved = time.monotonic()
+    vae.eval()
+    with torch.no_grad():
+        rng = random.Random("scale")
+        spread = vae.encode(pixels([place_items(wishes(rng, False), rng) for _ in range(128)])).latent_dist.mode().std()
+    vae.register_to_config(scaling_factor=round(1 / spread.item(), 4))
+    save(path, vae.state_dict(), state | {"seconds": clock.seconds, "scaling_factor": vae.config.scaling_factor})
+    return vae
+
+
+def train_text(arguments: argparse.Namespace, work: Path) -> tuple[Any, Any]:
+    rng, folder = random.Random(f"words-{arguments.seed}"), work / "text"
+    if arguments.resume and (folder / "encoder" / "model.safetensors").exists():
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        return CLIPTokenizer.from_pretrained(folder / "tokenizer"), CLIPTextModel.from_pretrained(folder / "encoder")
+    torch.manual_seed(arguments.seed)
+    tokenizer = build_tokenizer([captioned(rng)[0] for _ in range(4000)], LENGTH)
+    encoder = build_text_encoder(tokenizer, TEXT_WIDTH, TEXT_LAYERS)
+    understood = train_text_encoder(tokenizer, encoder, captioned, CLASSES, arguments.text_steps, arguments.seed)
+    print(f"captions understood {understood:.1%}, {len(tokenizer)} words", flush=True)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    encoder.save_pretrained(folder / "encoder")
+    return tokenizer, encoder
+
+
+def train_denoiser(arguments: argparse.Namespace, work: Path, vae: Any, tokenizer: Any, encoder: Any) -> Any:
+    unet, scheduler, path = build_unet(), build_scheduler(), work / "unet.safetensors"
+    average = {name: value.clone() for name, value in unet.state_dict().items()}
+    steppers = optimizers(unet, 1.2e-3)
+    state: dict[str, Any] = {"step": 0, "round": 0, "seconds": 0.0}
+    if arguments.resume and path.exists():
+        tensors = load_file(path)
+        unet.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        average = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
+        load_optimizers(unet, steppers, tensors)
+        state = load_state(path)
+    clock, saved = Clock(arguments.minutes * 0.75, state["seconds"]), time.monotonic()
+    bank, shown = Bank(vae, tokenizer, arguments.seed), []
+    encoder.requires_grad_(False).eval()
+    with torch.no_grad():
+        nothing = encoder(tokens(tokenizer, [""])).last_hidden_state
+    while clock.done < 1:
+        bank.renew(state["round"])
+        torch.manual_seed(state["round"])
+        for chosen in torch.randperm(len(bank.means))[: len(bank.means) // 64 * 64].view(-1, 64):
+            if clock.done >= 1:
+                break
+            with torch.no_grad():
+                text = encoder(bank.ids[chosen]).last_hidden_state
+                text = torch.where(torch.rand(64, 1, 1) < DROPPED, nothing, text)
+                text = text + NOISE_ON_TEXT * torch.rand(64, 1, 1) * torch.randn_like(text)
+            set_rate(steppers, clock.factor())
+            loss = denoiser_loss(unet, scheduler, bank.means[chosen], text)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
+            for stepper in steppers:
+                stepper.step()
+                stepper.zero_grad()
+            state["step"] += 1
+            keep = min(EMA, (1 + state["step"]) / (10 + state["step"]))
+            for name, value in unet.state_dict().items():
+                average[name].lerp_(value, 1 - keep)
+            shown.append(loss.item())
+            if state["step"] % 50 == 0:
+                left = (1 - clock.done) * clock.budget / 60
+                mean = sum(shown[-50:]) / len(shown[-50:])
+                rate = 64 * state["step"] / clock.seconds
+                print(f"denoiser step {state['step']} loss {mean:.4f} {rate:.0f} pictures/s {left:.1f} min", flush=True)
+        state["round"] += 1
+        if time.monotonic() - saved > 150:
+            save(path, checkpoint(unet, average, steppers), state | {"seconds": clock.seconds})
+            saved = time.monotonic()
+            export(arguments.output, vae, tokenizer, encoder, average, state)
+    save(path, checkpoint(unet, average, steppers), state | {"seconds": clock.seconds})
+    return average, state
+
+
+def checkpoint(model: Any, average: dict[str, Tensor], steppers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"average.{k}": v for k, v in average.items()}
+    for name, parameter in model.named_parameters():
+        for stepper in steppers:
+            for key, value in stepper.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value).clone()
+    return tensors
+
+
+def load_optimizers(model: Any, steppers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    owner = {id(p): stepper for stepper in steppers for group in stepper.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        prefix = f"optimizer.{name}."
+        found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if found:
+            owner[id(parameter)].state[parameter] = found
+
+
+def export(
+    output: Path, vae: Any, tokenizer: Any, encoder: Any, weights: dict[str, Tensor], state: dict[str, Any]
+) -> None:
+    """The averaged denoiser and the other parts as a diffusers folder in half precision."""
+    from diffusers import StableDiffusionPipeline
+
+    unet = build_unet()
+    unet.load_state_dict(weights)
+    pipeline = StableDiffusionPipeline(
+        vae, encoder, tokenizer, unet, build_scheduler(), None, None, requires_safety_checker=False
+    )
+    pipeline.save_pretrained(output)
+    for part in ("vae", "unet", "text_encoder"):
+        for file in (output / part).glob("*.safetensors"):
+            save_file({k: v.half().contiguous() for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
+    (output / "training.json").write_text(json.dumps(state) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of the finished pipeline and its checkpoints"
+    )
+    parser.add_argument("--minutes", type=float, default=90.0, help="processor time of autoencoder and denoiser")
+    parser.add_argument("--text-steps", type=int, default=700)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(arguments.seed)
+    work = arguments.output / "training"
+    tokenizer, encoder = train_text(arguments, work)
+    vae = train_vae(arguments, work)
+    weights, state = train_denoiser(arguments, work, vae, tokenizer, encoder)
+    export(arguments.output, vae, tokenizer, encoder, weights, state)
+    print("saved", arguments.output, flush=True)
+
+
+if __name__ == "__main__":
+    main()
