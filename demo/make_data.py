@@ -26,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import dialogues
+import drawing_data
 import joint_questions
 import text_worlds
 from dialogues import Exchange
@@ -40,9 +41,10 @@ from sounds import questions as sound_questions
 
 # What the procedural part of each file is made of: {file: {maker: samples at --size 1}}.
 AMOUNTS: dict[str, dict[str, int]] = {
-    "pretrain": {"picture_captions": 7_000, "sound_captions": 2_000},
-    "instruct": {"picture": 26_000, "two_pictures": 7_000, "picture_sound": 3_000, "sound": 5_000, "text": 4_000},
-    "validation": {"picture": 120, "two_pictures": 20, "picture_sound": 20, "sound": 60, "text": 20},
+    "pretrain": {"picture_captions": 7_000, "sound_captions": 2_000, "seen_drawing": 800},
+    "instruct": {"picture": 26_000, "two_pictures": 7_000, "picture_sound": 3_000, "sound": 5_000, "text": 4_000}
+    | {"drawing": 6_000, "seen_drawing": 2_000, "redrawn": 1_500, "drawing_by_ear": 800},
+    "validation": {"picture": 120, "two_pictures": 20, "picture_sound": 20, "sound": 60, "text": 20, "drawing": 30},
     "test": {
         "test_picture": 900,
         "test_two_pictures": 400,
@@ -207,6 +209,7 @@ MAKERS: dict[str, Callable[[random.Random, Writer], Row | list[Row]]] = {
     maker.__name__: maker
     for maker in (
         picture_captions, sound_captions, picture, two_pictures, picture_sound, sound, text,
+        drawing_data.drawing, drawing_data.seen_drawing, drawing_data.redrawn, drawing_data.drawing_by_ear,
         test_picture, test_two_pictures, test_picture_sound, test_sound, test_text,
     )
 }  # fmt: skip
