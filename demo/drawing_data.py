@@ -57,6 +57,16 @@ def drawing(rng: random.Random, writer: Writer) -> Row:
     return {"messages": messages}
 
 
+def drawing_words(rng: random.Random, writer: Writer) -> Row:
+    """Requests and changes without files: captions alone, which is all that the `condition` objective needs."""
+    messages: list[dict[str, Any]] = list(system_prompt(rng, 0.05))
+    for question, text, wish in drawing_turns(rng):
+        messages.append({"role": "user", "content": question})
+        drawn = answer(text, wish, {"type": "image"}) if wish else {"role": "assistant", "content": text}
+        messages.append(drawn)
+    return {"messages": messages}
+
+
 def seen_drawing(rng: random.Random, writer: Writer) -> Row:
     """A drawing from the user, with questions about it as about any picture."""
     scene = place_items(wishes(rng, test=False), rng)

@@ -5,6 +5,7 @@
 The three real sets are folders written by `training/prepare_*.py`. Written to the output folder, in messages JSONL:
 
 * `pretrain.jsonl` (MM-PT): exact captions of whole pictures, of their parts, and of sounds;
+* `draw.jsonl` (MM-PT of what it makes): requests for drawings, the drawings as captions;
 * `instruct.jsonl` (MM-IT): dialogues about pictures, sounds, both, neither; the real sets in their exact form;
 * `validation.jsonl`: a few dialogues like those of `instruct.jsonl`;
 * `test.jsonl`: single questions, each with its question `type`, from seeds no training sample comes from;
@@ -43,7 +44,8 @@ from sounds import questions as sound_questions
 AMOUNTS: dict[str, dict[str, int]] = {
     "pretrain": {"picture_captions": 7_000, "sound_captions": 2_000, "seen_drawing": 800},
     "instruct": {"picture": 26_000, "two_pictures": 7_000, "picture_sound": 3_000, "sound": 5_000, "text": 4_000}
-    | {"drawing": 6_000, "seen_drawing": 2_000, "redrawn": 1_500, "drawing_by_ear": 800},
+    | {"drawing": 5_000, "drawing_words": 6_000, "seen_drawing": 2_000, "redrawn": 1_500, "drawing_by_ear": 800},
+    "draw": {"drawing_words": 8_000},
     "validation": {"picture": 120, "two_pictures": 20, "picture_sound": 20, "sound": 60, "text": 20, "drawing": 30},
     "test": {
         "test_picture": 900,
@@ -53,6 +55,7 @@ AMOUNTS: dict[str, dict[str, int]] = {
         "test_text": 300,
     },
 }
+TRAINING = ("pretrain", "draw", "instruct")
 WORDED_PICTURES = 8_000  # at --size 1, with NLVR's sentences
 STATEMENTS = 8  # about each of them
 KINDS = {"canvas": 0.3, "scatter": 0.5, "tower": 0.2}  # of pictures
@@ -209,7 +212,8 @@ MAKERS: dict[str, Callable[[random.Random, Writer], Row | list[Row]]] = {
     maker.__name__: maker
     for maker in (
         picture_captions, sound_captions, picture, two_pictures, picture_sound, sound, text,
-        drawing_data.drawing, drawing_data.seen_drawing, drawing_data.redrawn, drawing_data.drawing_by_ear,
+        drawing_data.drawing, drawing_data.drawing_words, drawing_data.seen_drawing, drawing_data.redrawn,
+        drawing_data.drawing_by_ear,
         test_picture, test_two_pictures, test_picture_sound, test_sound, test_text,
     )
 }  # fmt: skip
@@ -284,7 +288,7 @@ def build(arguments: argparse.Namespace) -> dict[str, int]:
     rows: dict[str, list[Row]] = {split: [] for split in AMOUNTS}
     tasks = []
     for split, makers in AMOUNTS.items():
-        size = arguments.size if split in ("pretrain", "instruct") else min(1.0, arguments.size)
+        size = arguments.size if split in TRAINING else min(1.0, arguments.size)
         for maker, amount in makers.items():
             left, shard = max(1, round(amount * size)), 0
             while left > 0:
@@ -310,7 +314,7 @@ def build(arguments: argparse.Namespace) -> dict[str, int]:
             rows["pretrain"] += real
     counts = {}
     for split, made in rows.items():
-        if split in ("pretrain", "instruct"):
+        if split in TRAINING:
             made = [shortened(row) for row in made]
             short = [row for row in made if length(row) < 0.7 * JOINED_LENGTH]
             made = [row for row in made if length(row) >= 0.7 * JOINED_LENGTH] + joined(short, rng)

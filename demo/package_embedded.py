@@ -22,14 +22,22 @@ from mmllm.config.load import load as load_config
 from mmllm.config.run import RunConfig
 from mmllm.training.checkpoint import write_manifest
 
-PARTS = {"clip": "open_clip_model.safetensors", "whisper": "model.safetensors", "llm": "model.safetensors"}
+WEIGHTS = {"clip": "open_clip_model.safetensors", "whisper": "model.safetensors", "llm": "model.safetensors"}
+GENERATORS = ("draw",)  # diffusers folders, in half precision already
+# Which folder a part of the model comes from.
+FOLDERS = {
+    "inputs.image.encoder": "clip",
+    "inputs.audio.encoder": "whisper",
+    "backbone": "llm",
+    "outputs.image.generator": "draw",
+}
 # The end of the vision tower, after the layer that the assistant reads.
 UNUSED = ("visual.proj", "visual.ln_post.weight", "visual.ln_post.bias")
 CARD = """# The embedded assistant
 
-A very small multimodal assistant: pictures and sounds in, text out, {parameters:.1f} million parameters, {megabytes:.1f} MB.
-It ships with mmllm so that `mmllm demo` works without a network or a GPU, and it shows what the library's own recipe gives
-from nothing: `python demo/build.py` (see `demo/README.md`) trained every part of it.
+A very small multimodal assistant: pictures and sounds in, text and pictures out, {parameters:.1f} million parameters,
+{megabytes:.1f} MB. It ships with mmllm so that `mmllm demo` works without a network or a GPU, and it shows what the
+library's own recipe gives from nothing: `python demo/build.py` (see `demo/README.md`) trained every part of it.
 
 ## Parts
 
@@ -75,6 +83,8 @@ DESCRIPTIONS = {
     "inputs.audio.encoder": "sound encoder: a Whisper encoder (transformers' class)",
     "inputs.image.projector": "picture projector: MLP",
     "inputs.audio.projector": "sound projector: MLP over ten stacked features",
+    "outputs.image.projector": "output projector: a small transformer from 16 signal tokens to 32 text positions",
+    "outputs.image.generator": "picture generator: latent diffusion at 64 x 64 pixels (diffusers' Stable Diffusion classes)",
     "backbone": "language model: Llama, 6 layers of width 256, own tokenizer of 1536 tokens",
     "backbone.adapter": "LoRA on every linear layer",
 }
@@ -93,7 +103,10 @@ def half(source: Path, target: Path, prefix: str = "", unused: tuple[str, ...] =
 
 def copy_parts(work: Path, folder: Path) -> None:
     """The frozen parts, each in its own library's layout; of the CLIP only the vision tower."""
-    for name, weights in PARTS.items():
+    for name in GENERATORS:
+        ignored = shutil.ignore_patterns("training", "training.json")
+        shutil.copytree(work / name, folder / "parts" / name, ignore=ignored)
+    for name, weights in WEIGHTS.items():
         target = folder / "parts" / name
         target.mkdir(parents=True)
         for path in sorted((work / name).iterdir()):
@@ -110,9 +123,11 @@ def copy_parts(work: Path, folder: Path) -> None:
 def relative_config(config: RunConfig) -> RunConfig:
     """The configuration with references inside the folder and without stages (their data is not here)."""
     tree: dict[str, Any] = config.model_dump(mode="json")
-    tree["model"]["inputs"]["image"]["encoder"]["pretrained"] = "./parts/clip"
-    tree["model"]["inputs"]["audio"]["encoder"]["pretrained"] = "./parts/whisper"
-    tree["model"]["backbone"]["pretrained"] = "./parts/llm"
+    for part, name in FOLDERS.items():
+        node = tree["model"]
+        for word in part.split("."):
+            node = node[word]
+        node["pretrained"] = f"./parts/{name}"
     return RunConfig.model_validate(tree | {"stages": [], "output": "runs/embedded/run"})
 
 
@@ -163,9 +178,8 @@ def package(work: Path, output: Path, seed: int) -> None:
     half(source / "adapter" / "adapter_model.safetensors", folder / "adapter" / "adapter_model.safetensors")
     (folder / "config.yaml").write_text(dump(relative_config(load_config(source / "config.yaml"))), encoding="utf-8")
     references = json.loads((source / "references.json").read_text())
-    names = {"inputs.image.encoder": "clip", "inputs.audio.encoder": "whisper", "backbone": "llm"}
     relative = {
-        part: {**entry, "pretrained": f"./parts/{names[part]}", "sha256": None} for part, entry in references.items()
+        part: {**entry, "pretrained": f"./parts/{FOLDERS[part]}", "sha256": None} for part, entry in references.items()
     }
     (folder / "references.json").write_text(json.dumps(relative, indent=2) + "\n")
     write_manifest(folder)
