@@ -5,7 +5,8 @@
 The three arguments are clones of the authors' repositories or folders like them (see `training/prepare_*.py`).
 Everything goes to `--work` (runs/embedded); the finished model to `--package` (mmllm/embedded). Every step leaves
 `STEP.done` behind and is passed over when that is there; a step that was interrupted goes on from its last checkpoint.
-On two cores the picture encoder is trained on one while the other makes the sound encoder, the language model and the data.
+On two cores the picture encoder is trained on one while the other makes the sound encoder, the language model and the data;
+then the picture generator is trained on the first.
 """
 
 from __future__ import annotations
@@ -23,8 +24,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the base parts are given at `--scale 1`: minutes of one CPU core, and steps.
-MINUTES = {"clip": 130.0, "llm": 125.0}
+MINUTES = {"clip": 130.0, "llm": 190.0, "draw": 90.0}
 AUDIO_STEPS = 4000
+TEXT_STEPS = 700
+STAGE_DATA = ("pretrain", "draw", "instruct")
 PROCESSES = 2  # of the two stages on a CPU
 
 
@@ -81,6 +84,12 @@ def llm(arguments: argparse.Namespace) -> None:
     run(*script, "--minutes", str(minutes), "--device", arguments.device, "--seed", str(arguments.seed), "--resume")
 
 
+def draw(arguments: argparse.Namespace) -> None:
+    script = ("demo/train_image_generator.py", "--output", arguments.work / "draw", "--seed", str(arguments.seed))
+    steps = str(max(1, round(TEXT_STEPS * arguments.scale)))
+    run(*script, "--minutes", str(MINUTES["draw"] * arguments.scale), "--text-steps", steps, "--resume")
+
+
 def data(arguments: argparse.Namespace) -> None:
     sets = [value for name in ("nlvr", "fsdd", "esc10") for value in (f"--{name}", arguments.work / "sets" / name)]
     size = ("--size", str(arguments.size), "--seed", str(arguments.seed), "--workers", "1")
@@ -88,16 +97,16 @@ def data(arguments: argparse.Namespace) -> None:
 
 
 def stages(arguments: argparse.Namespace) -> None:
-    """MM-PT and MM-IT through the public trainer, with the parts and data of the work folder."""
+    """MM-PT, alignment of the outputs and MM-IT through the public trainer, with the parts and data of the work folder."""
     work = arguments.work
     overrides = [
         f"output={work / 'run'}",
         f"model.inputs.image.encoder.pretrained={work / 'clip'}",
         f"model.inputs.audio.encoder.pretrained={work / 'whisper'}",
         f"model.backbone.pretrained={work / 'llm'}",
-        f"stages.0.data=[{work / 'data' / 'pretrain.jsonl'}]",
-        f"stages.1.data=[{work / 'data' / 'instruct.jsonl'}]",
-        *(f"stages.{index}.eval_data=[{work / 'data' / 'validation.jsonl'}]" for index in range(2)),
+        f"model.outputs.image.generator.pretrained={work / 'draw'}",
+        *(f"stages.{index}.data=[{work / 'data' / name}.jsonl]" for index, name in enumerate(STAGE_DATA)),
+        *(f"stages.{index}.eval_data=[{work / 'data' / 'validation.jsonl'}]" for index in (0, 2)),
         *arguments.override,
     ]
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(PROCESSES)] if arguments.device == "cpu" else []
@@ -112,6 +121,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "demo/evaluate.py", arguments.work / "data" / "test.jsonl", *files,
         "--model", arguments.work / "run", "--output", arguments.work / "scores",
     )  # fmt: skip
+    run("demo/evaluate_drawing.py", "--model", arguments.work / "run", "--output", arguments.work / "scores")
 
 
 def held_out(folder: Path) -> Path:
@@ -135,6 +145,7 @@ STEPS: dict[str, Callable[[argparse.Namespace], None]] = {
     "clip": clip,
     "whisper": whisper,
     "llm": llm,
+    "draw": draw,
     "data": data,
     "stages": stages,
     "evaluate": evaluate,
@@ -142,7 +153,7 @@ STEPS: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
-LANES = (("clip",), ("whisper", "llm", "data"))  # at the same time
+LANES = (("clip", "draw"), ("whisper", "llm", "data"))  # at the same time
 
 
 def main() -> None:

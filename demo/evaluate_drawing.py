@@ -138,7 +138,7 @@ def decisions(assistant: Any, count: int, rng: random.Random) -> tuple[list[bool
 
 
 def sheet(pictures: list[Image.Image], columns: int = 10) -> Image.Image:
-    """Pictures side by side, 4 pixels apart."""
+    """Pictures of one size side by side, 4 pixels apart."""
     side = pictures[0].width + 4
     rows = (len(pictures) + columns - 1) // columns
     whole = Image.new("RGB", (columns * side, rows * side), (200, 200, 200))
@@ -192,7 +192,8 @@ def main() -> None:
             [{"caption": caption(w) in text} for w, (text, _) in zip(wanted, replies, strict=True)]
         )
         made = [(w, p) for w, (_, p) in zip(wanted, replies, strict=True) if p]
-        sheet([p for _, p in made][:60]).save(arguments.output / "assistant.png")
+        if made:
+            sheet([p for _, p in made][:60]).save(arguments.output / "assistant.png")
         told = timed("cycle", lambda: described(assistant, [p for _, p in made], arguments.output / "drawn"), report)
         asked_for = [Counter({(g.color, g.shape): g.count for g in w.groups}) for w, _ in made]
         seen = [parse(np.asarray(p)).kinds() for _, p in made]

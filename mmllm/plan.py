@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmllm.config.base import BuildContext, problems_at
-from mmllm.config.contradictions import contradictions, matching, rate
+from mmllm.config.contradictions import contradictions, matching, rate, with_lengths
 from mmllm.config.run import InputConfig, ModelConfig, RunConfig, StageConfig
 from mmllm.errors import ConfigError, MediaError
 
@@ -63,6 +63,7 @@ def make_plan(config: RunConfig, context: BuildContext) -> Plan:
     from mmllm.model import MultimodalLM
 
     offline = BuildContext(weights=False, root=context.root, trust_remote_code=context.trust_remote_code)
+    config = with_lengths(config, offline)
     problems: list[tuple[str, str]] = []
     tokens = {
         name: _tokens(f"model.inputs.{name}", part, offline, problems) for name, part in config.model.inputs.items()

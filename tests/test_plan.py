@@ -10,6 +10,9 @@ import pytest
 import yaml
 
 from mmllm.cli import CONFIG_FOLDERS, main
+from mmllm.config.base import BuildContext
+from mmllm.config.contradictions import with_lengths
+from mmllm.config.load import load
 
 CONFIGS = sorted(CONFIG_FOLDERS[1].rglob("*.yaml"))
 
@@ -66,7 +69,7 @@ def test_every_shipped_configuration_has_a_plan(path: Path, capsys: pytest.Captu
         ("model.backbone.architecture.hidden_sise=64", "architecture.hidden_sise: unknown"),
         ("model.backbone.architecture={model_type: t5}", "architecture.model_type: transformers has no causal LM 't5'"),
         ("model.backbone.architecture={model_type: gpt2, n_embd: 64, n_head: 5}", "`embed_dim` must be divisible"),
-        ("model.backbone.architecture={model_type: gpt2, n_positions: 128}", "stages.0.max_length: 2048 tokens, but"),
+        ("stages.0.max_length=4096", "stages.0.max_length: 4096 tokens, but the backbone has"),
         ("model.backbone.architecture.vocab_size=100", "model.backbone: the tokenizer has 260 tokens"),
         ("model.backbone.attention=flash_attention_2", "model.backbone.attention: transformers refuses it"),
         ("model.backbone.adapter.targets=[nope]", "model.backbone.adapter.targets: peft refuses it"),
@@ -100,7 +103,7 @@ def test_a_mistake_in_the_backbone_is_reported_beside_one_of_an_input(capsys: py
     [
         (["model.backbone.architecture={model_type: llama, hidden_size: 66, num_attention_heads: 4}"], 2),
         (["model.backbone.architecture.vocab_size=100"], 2),
-        (["model.backbone.architecture={model_type: gpt2, n_positions: 128}"], 2),
+        (["stages.0.max_length=4096"], 2),
         (["stages.align.part_lr={backbone: 1.0e-3}"], 2),
         (["model.inputs.image.encoder.select_layer=-9"], 2),
         (["model.backbone.architecture=null", "model.backbone.pretrained=./nothere"], 1),
@@ -135,3 +138,17 @@ def test_an_unknown_hub_architecture_is_a_contradiction_not_a_download(
     path.write_text(yaml.safe_dump({"model": {"backbone": {"kind": "causal_lm", "pretrained": "no/such-model"}}}))
     assert main(["plan", str(path)]) == 2
     assert "architecture" in capsys.readouterr().err
+
+
+def test_a_stage_without_max_length_gets_the_backbones_positions(capsys: pytest.CaptureFixture[str]) -> None:
+    file, offline = CONFIG_FOLDERS[1] / "examples" / "clip-qformer-whisper-mlp.yaml", BuildContext(weights=False)
+    gpt2 = "model.backbone.architecture={model_type: gpt2, n_positions: 640}"
+
+    def lengths(*overrides: str) -> list[int]:
+        return [stage.max_length for stage in with_lengths(load(file, overrides), offline).stages]
+
+    assert lengths(gpt2) == [640, 640]
+    assert lengths("stages.0.max_length=99") == [99, 2048]
+    assert main(["plan", str(file), gpt2]) == 0
+    assert main(["plan", str(file), gpt2, "stages.0.max_length=641"]) == 2
+    assert "640 positions" in capsys.readouterr().err

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from mmllm.config.base import BuildContext
+from mmllm.config.contradictions import with_lengths
 from mmllm.config.load import load
 from mmllm.errors import MmllmError, TrainingError
 from mmllm.training.run import finish, open_run, select_stages, train_stage
@@ -31,8 +32,8 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
     options = parser.parse_intermixed_args()
 
-    config = load(options.config, options.overrides, local_plugins=True)
     context = BuildContext(root=options.config.resolve().parent)
+    config = with_lengths(load(options.config, options.overrides, local_plugins=True), context)
     stages = select_stages(config, [options.stage] if options.stage else [stage.name for stage in config.stages[1:]])
 
     # The parts trained so far come from the folder, all others from their own pretrained weights.

@@ -55,6 +55,20 @@ def pattern_problems(where: str, train: Iterable[str], part_lr: Iterable[str], n
     ]
 
 
+def with_lengths(config: RunConfig, context: BuildContext) -> RunConfig:
+    """``config`` with the backbone's positions as ``max_length`` of the stages that name none and would get more."""
+    positions = None
+    with problems_at("model.backbone", [], context):  # what the backbone refuses is told where it is built
+        positions = config.model.backbone.max_positions(context)
+    stages = [
+        stage
+        if positions is None or "max_length" in stage.model_fields_set or stage.max_length <= positions
+        else stage.model_copy(update={"max_length": positions})
+        for stage in config.stages
+    ]
+    return config.model_copy(update={"stages": stages})
+
+
 def contradictions(config: RunConfig, context: BuildContext, names: Collection[str]) -> Problems:
     """``(dotted path, message)`` of everything in ``config`` that cannot go together; ``names`` are the model's parts.
 

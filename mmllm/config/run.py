@@ -99,6 +99,7 @@ class StageConfig(Config):
     denoisers' loss on the targets, means over the media of the global batch.
     ``batch_size`` is the number of samples of one optimizer step over all processes; it is cut into micro-batches of
     ``micro_batch_size`` per process, so the same config gives the same run on one process or many.
+    ``max_length`` is in tokens; a stage that does not give it gets fewer where the backbone has fewer positions.
     """
 
     name: Name

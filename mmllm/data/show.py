@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from mmllm.config.base import BuildContext, suggest
+from mmllm.config.contradictions import with_lengths
 from mmllm.config.run import RunConfig, StageConfig
 from mmllm.data.mixture import StageData
 from mmllm.errors import ConfigError, DataError, MediaError
@@ -45,7 +46,7 @@ def run_show(
     from mmllm.processing.processor import Processor
 
     console = console or Console(highlight=False, soft_wrap=True)
-    chosen = _stage(config, stage)
+    chosen = _stage(with_lengths(config, context), stage)
     data = StageData(chosen.data, config.seed, context)
     processor = Processor.from_config(config.model, context)
     sources = f"{len(data)} samples in {len(data.tables)} source{'s' if len(data.tables) != 1 else ''}"

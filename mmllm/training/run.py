@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from mmllm.config.base import BuildContext, suggest
-from mmllm.config.contradictions import contradictions, matching
+from mmllm.config.contradictions import contradictions, matching, with_lengths
 from mmllm.config.load import dump
 from mmllm.config.run import RunConfig, StageConfig
 from mmllm.errors import ConfigError, TrainingError
@@ -42,6 +42,8 @@ def train(
     finishes the step, saves, and raises ``SystemExit`` with code 143 or 130. Raises ``ConfigError``, ``DataError``,
     ``TrainingError`` and ``CheckpointError``.
     """
+    context = context or BuildContext()
+    config = with_lengths(config, context)
     chosen = select_stages(config, stages)
     run = open_run(config, context, chosen, resume=resume, start_from=start_from)
     for stage in chosen:
@@ -63,14 +65,13 @@ def select_stages(config: RunConfig, names: Sequence[str] | None = None) -> list
 
 def open_run(
     config: RunConfig,
-    context: BuildContext | None,
+    context: BuildContext,
     chosen: Sequence[StageConfig],
     *,
     resume: bool = False,
     start_from: Path | None = None,
 ) -> Run:
     """Build model and processor, load what the run goes on from, make the run folder. Arguments as for ``train``."""
-    context = context or BuildContext()
     folder = Path(config.output)
     newest = resuming.newest(folder, config, context, chosen) if resume else None
     if newest is not None:
