@@ -35,6 +35,7 @@ NOISE_ON_TEXT = (
 )
 DROPPED = 0.1  # captions left out, for classifier-free guidance
 EMA = 0.998
+BANK = 6144  # drawings kept encoded at a time
 
 
 # --- the autoencoder --------------------------------------------------------------------------------------------------
@@ -144,9 +145,9 @@ def build_scheduler() -> Any:
 class Bank:
     """Latents of drawings with their captions; a third of it is new in every round, so that encoding costs little."""
 
-    def __init__(self, vae: Any, tokenizer: Any, seed: int, size: int = 6144) -> None:
-        self.vae, self.tokenizer, self.seed, self.size = vae, tokenizer, seed, size
-        self.means, self.ids, self.texts = torch.empty(0), torch.empty(0, dtype=torch.long), []
+    def __init__(self, vae: Any, tokenizer: Any, seed: int) -> None:
+        self.vae, self.tokenizer, self.seed, self.size = vae, tokenizer, seed, BANK
+        self.means, self.ids = torch.empty(0), torch.empty(0, dtype=torch.long)
 
     @torch.no_grad()
     def renew(self, round_number: int) -> None:
@@ -294,7 +295,7 @@ def train_denoiser(arguments: argparse.Namespace, work: Path, vae: Any, tokenize
     encoder.requires_grad_(False).eval()
     with torch.no_grad():
         nothing = encoder(tokens(tokenizer, [""])).last_hidden_state
-    while clock.done < 1:
+    while clock.done < 1 or state["step"] == 0:
         bank.renew(state["round"])
         torch.manual_seed(state["round"])
         for chosen in torch.randperm(len(bank.means))[: len(bank.means) // 64 * 64].view(-1, 64):
