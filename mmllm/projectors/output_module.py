@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Any
 from itertools import pairwise
 
 import torch
@@ -86,16 +87,19 @@ class TinyTransformer(QueryOutput):
     ) -> None:
         super().__init__(hidden_dim, condition_shape)
         self.fc = nn.Linear(input_dim, hidden_dim)
-        self.transformer = nn.Transformer(
-            d_model=hidden_dim,
-            nhead=num_heads,
-            num_encoder_layers=num_layers,
-            num_decoder_layers=num_layers,
-            dim_feedforward=ff_mult * hidden_dim,
-            dropout=dropout,
-            norm_first=True,
-            batch_first=True,
+        numbers: dict[str, Any] = {
+            "d_model": hidden_dim,
+            "nhead": num_heads,
+            "dim_feedforward": ff_mult * hidden_dim,
+            "dropout": dropout,
+            "norm_first": True,
+            "batch_first": True,
+        }
+        # torch makes the same encoder, but warns that nested tensors do not go with pre-norm.
+        encoder = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(**numbers), num_layers, nn.LayerNorm(hidden_dim), enable_nested_tensor=False
         )
+        self.transformer = nn.Transformer(custom_encoder=encoder, num_decoder_layers=num_layers, **numbers)
 
     def read(self, signals: Tensor, queries: Tensor) -> Tensor:
         found: Tensor = self.transformer(self.fc(signals), queries)

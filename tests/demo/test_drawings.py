@@ -124,7 +124,7 @@ def test_as_many_shapes_are_drawn_as_are_heard(tmp_path: Path) -> None:
 def test_the_generator_is_trained_resumed_and_loaded_by_the_library(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train_image_generator, "WIDTH", 32)
+    monkeypatch.setattr(train_image_generator, "WIDTHS", (32, 32))
     monkeypatch.setattr(train_image_generator, "BANK", 128)
     output = tmp_path / "draw"
     argv = ["train_image_generator.py", "--output", str(output), "--text-steps", "3", "--resume", "--minutes"]
