@@ -37,8 +37,15 @@ def sound(path: Path, seed: int) -> None:
 MAKERS = {"image": (picture, "png"), "audio": (sound, "wav")}
 
 
-def synthetic_data(folder: Path, modalities: list[str]) -> Path:
+def synthetic_data(folder: Path, modalities: list[str], made: list[str]) -> Path:
+    """Four dialogues about ``modalities``, and for each of ``made`` two in which the assistant shows it."""
     rows: list[dict[str, Any]] = []
+    for i in range(2 * len(made)):
+        make, suffix = MAKERS[made[i // 2]]
+        make(folder / f"made{i}.{suffix}", i)
+        shown = {"type": made[i // 2], "path": f"made{i}.{suffix}", "caption": "a cat"}
+        turns = [{"role": "user", "content": "a cat"}, {"role": "assistant", "content": [shown]}]
+        rows.append({"id": f"made{i}", "messages": turns})
     for i in range(4):
         parts: list[dict[str, str]] = []
         for modality in modalities:
@@ -56,8 +63,9 @@ def synthetic_data(folder: Path, modalities: list[str]) -> Path:
 
 
 def shrink(config: RunConfig, folder: Path) -> RunConfig:
-    source = DataSource.model_validate(str(synthetic_data(folder, list(config.model.inputs))))
-    few = {"data": [source], "eval_data": [], "epochs": None, "max_steps": 2, "batch_size": 2, "micro_batch_size": 1}
+    data = synthetic_data(folder, list(config.model.inputs), list(config.model.outputs))
+    source = DataSource.model_validate(str(data))
+    few = {"data": [source], "eval_data": [], "epochs": None, "max_steps": 2, "batch_size": 2, "micro_batch_size": 2}
     stages = [
         stage.model_copy(update={**few, "max_length": 4096, "num_workers": 0, "samples": 1}) for stage in config.stages
     ]
