@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
