@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
 import time
 from pathlib import Path
@@ -22,7 +21,8 @@ import numpy as np
 import torch
 from caption_encoder import build_text_encoder, build_tokenizer, tokens, train_text_encoder
 from drawings import BACKGROUNDS, MOST_ITEMS, PLACES, RELATIONS, SIDE, Wish, caption, place_items, wishes
-from safetensors.torch import load_file, save_file
+from generator_training import Clock, build_scheduler, halve, load_state, save, set_rate, train_denoiser
+from safetensors.torch import load_file
 from scene_model import COLORS, SHAPES, Item, Scene, render
 from torch import Tensor
 
@@ -30,11 +30,7 @@ LENGTH = 32  # text positions
 TEXT_WIDTH, TEXT_LAYERS = 160, 3
 LATENT_CHANNELS = 4
 WIDTHS = (64, 128)  # of the denoiser at 16 x 16 and 8 x 8; only the latter reads the text
-NOISE_ON_TEXT = (
-    0.15  # standard deviation, of states with a standard deviation of one; an output projector is never exact
-)
-DROPPED = 0.1  # captions left out, for classifier-free guidance
-EMA = 0.998
+VAE_SHARE = 0.2  # of the minutes
 BANK = 6144  # drawings kept encoded at a time
 
 
@@ -132,107 +128,31 @@ def build_unet() -> Any:
     )
 
 
-def build_scheduler() -> Any:
-    from diffusers import DDIMScheduler
-
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        steps_offset=1,
-        set_alpha_to_one=True,
-    )
-
-
-class Bank:
+class Drawings:
     """Latents of drawings with their captions; a third of it is new in every round, so that encoding costs little."""
 
-    def __init__(self, vae: Any, tokenizer: Any, seed: int) -> None:
-        self.vae, self.tokenizer, self.seed, self.size = vae, tokenizer, seed, BANK
-        self.means, self.ids = torch.empty(0), torch.empty(0, dtype=torch.long)
+    def __init__(self, vae: Any, tokenizer: Any, encoder: Any, seed: int) -> None:
+        self.vae, self.tokenizer, self.encoder, self.seed = vae, tokenizer, encoder, seed
+        self.clean, self.ids = torch.empty(0), torch.empty(0, dtype=torch.long)
 
     @torch.no_grad()
-    def renew(self, round_number: int) -> None:
-        rng = random.Random(f"drawings-{self.seed}-{round_number}")
-        drawn = [wishes(rng, test=False) for _ in range(self.size // 3 if len(self.means) else self.size)]
+    def renew(self, number: int) -> None:
+        rng, old = random.Random(f"drawings-{self.seed}-{number}"), len(self.clean) > 0
+        drawn = [wishes(rng, test=False) for _ in range(BANK // 3 if old else BANK)]
         scenes = [place_items(wish, rng) for wish in drawn]
-        means = torch.cat(
-            [self.vae.encode(pixels(scenes[k : k + 64])).latent_dist.mode() for k in range(0, len(scenes), 64)]
-        )
-        means = means * self.vae.config.scaling_factor
+        modes = [self.vae.encode(pixels(scenes[k : k + 64])).latent_dist.mode() for k in range(0, len(scenes), 64)]
+        clean = torch.cat(modes) * self.vae.config.scaling_factor
         ids = tokens(self.tokenizer, [caption(wish) for wish in drawn])
-        self.means = torch.cat([means, self.means])[: self.size] if len(self.means) else means
-        self.ids = torch.cat([ids, self.ids])[: self.size] if len(self.ids) else ids
+        self.clean = torch.cat([clean, self.clean])[:BANK] if old else clean
+        self.ids = torch.cat([ids, self.ids])[:BANK] if old else ids
 
-
-def denoiser_loss(unet: Any, scheduler: Any, clean: Tensor, text: Tensor) -> Tensor:
-    """Velocity prediction with min-SNR weights (gamma 5)."""
-    noise, steps = torch.randn_like(clean), torch.randint(0, scheduler.config.num_train_timesteps, (len(clean),))
-    noisy, wanted = scheduler.add_noise(clean, noise, steps), scheduler.get_velocity(clean, noise, steps)
-    alphas = scheduler.alphas_cumprod[steps]
-    snr = alphas / (1 - alphas)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = unet(noisy, steps, encoder_hidden_states=text).sample
-    error = (found.float() - wanted).square().flatten(1).mean(1)
-    return (error * snr.clamp(max=5.0) / (snr + 1)).mean()
-
-
-def optimizers(model: Any, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices of the attention blocks, AdamW for convolutions and the rest."""
-    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "transformer_blocks" in name]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=2.5 * lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.01),
-    ]
+    @torch.no_grad()
+    def condition(self, chosen: Tensor) -> Tensor:
+        states: Tensor = self.encoder(self.ids[chosen]).last_hidden_state
+        return states
 
 
 # --- the run ----------------------------------------------------------------------------------------------------------
-
-
-class Clock:
-    """A part's budget in processor time, and its learning rate: warm-up over 2 %, then a cosine to 2 % of the peak."""
-
-    def __init__(self, minutes: float, used: float = 0.0) -> None:
-        self.budget, self.used, self.begin = 60 * minutes, used, time.process_time()
-
-    @property
-    def seconds(self) -> float:
-        return self.used + time.process_time() - self.begin
-
-    @property
-    def done(self) -> float:
-        return min(1.0, self.seconds / self.budget)
-
-    def factor(self) -> float:
-        done = self.done
-        return done / 0.02 + 0.01 if done < 0.02 else 0.02 + 0.49 * (1 + math.cos(math.pi * (done - 0.02) / 0.98))
-
-
-def set_rate(steppers: list[torch.optim.Optimizer], factor: float) -> None:
-    for stepper in steppers:
-        for group in stepper.param_groups:
-            group["lr"] = factor * group.setdefault("peak", group["lr"])
-
-
-def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """Beside the old file, then in its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    save_file({k: v.contiguous() for k, v in tensors.items()}, new, metadata={"state": json.dumps(state)})
-    new.replace(path)
-
-
-def load_state(path: Path) -> dict[str, Any]:
-    from safetensors import safe_open
-
-    with safe_open(path, "pt") as file:
-        return dict(json.loads(file.metadata()["state"]))
 
 
 def train_vae(arguments: argparse.Namespace, work: Path) -> Any:
@@ -241,7 +161,7 @@ def train_vae(arguments: argparse.Namespace, work: Path) -> Any:
     if arguments.resume and path.exists():
         vae.load_state_dict(load_file(path))
         state = load_state(path)
-    clock, saved = Clock(arguments.minutes * 0.2, state["seconds"]), time.monotonic()
+    clock, saved = Clock(arguments.minutes * VAE_SHARE, state["seconds"]), time.monotonic()
     stepper = torch.optim.AdamW(vae.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
     shown: list[float] = []
     while clock.done < 1:
@@ -285,94 +205,6 @@ def train_text(arguments: argparse.Namespace, work: Path) -> tuple[Any, Any]:
     return tokenizer, encoder
 
 
-def train_denoiser(arguments: argparse.Namespace, work: Path, vae: Any, tokenizer: Any, encoder: Any) -> Any:
-    unet, scheduler, path = build_unet(), build_scheduler(), work / "unet.safetensors"
-    average = {name: value.clone() for name, value in unet.state_dict().items()}
-    steppers = optimizers(unet, 1.2e-3)
-    state: dict[str, Any] = {"step": 0, "round": 0, "seconds": 0.0}
-    if arguments.resume and path.exists():
-        tensors = load_file(path)
-        unet.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
-        average = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
-        load_optimizers(unet, steppers, tensors)
-        state = load_state(path)
-    clock, saved = Clock(arguments.minutes * 0.8, state["seconds"]), time.monotonic()
-    bank, shown = Bank(vae, tokenizer, arguments.seed), []
-    encoder.requires_grad_(False).eval()
-    with torch.no_grad():
-        nothing = encoder(tokens(tokenizer, [""])).last_hidden_state
-    while clock.done < 1 or state["step"] == 0:
-        bank.renew(state["round"])
-        torch.manual_seed(state["round"])
-        for chosen in torch.randperm(len(bank.means))[: len(bank.means) // 64 * 64].view(-1, 64):
-            if clock.done >= 1:
-                break
-            with torch.no_grad():
-                text = encoder(bank.ids[chosen]).last_hidden_state
-                text = torch.where(torch.rand(64, 1, 1) < DROPPED, nothing, text)
-                text = text + NOISE_ON_TEXT * torch.rand(64, 1, 1) * torch.randn_like(text)
-            set_rate(steppers, clock.factor())
-            loss = denoiser_loss(unet, scheduler, bank.means[chosen], text)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
-            for stepper in steppers:
-                stepper.step()
-                stepper.zero_grad()
-            state["step"] += 1
-            keep = min(EMA, (1 + state["step"]) / (10 + state["step"]))
-            for name, value in unet.state_dict().items():
-                average[name].lerp_(value, 1 - keep)
-            shown.append(loss.item())
-            if state["step"] % 50 == 0:
-                left = (1 - clock.done) * clock.budget / 60
-                mean = sum(shown[-50:]) / len(shown[-50:])
-                rate = 64 * state["step"] / clock.seconds
-                print(f"denoiser step {state['step']} loss {mean:.4f} {rate:.0f} pictures/s {left:.1f} min", flush=True)
-        state["round"] += 1
-        if time.monotonic() - saved > 150:
-            save(path, checkpoint(unet, average, steppers), state | {"seconds": clock.seconds})
-            saved = time.monotonic()
-            export(arguments.output, vae, tokenizer, encoder, average, state)
-    save(path, checkpoint(unet, average, steppers), state | {"seconds": clock.seconds})
-    return average, state
-
-
-def checkpoint(model: Any, average: dict[str, Tensor], steppers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"average.{k}": v for k, v in average.items()}
-    for name, parameter in model.named_parameters():
-        for stepper in steppers:
-            for key, value in stepper.state.get(parameter, {}).items():
-                tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value).clone()
-    return tensors
-
-
-def load_optimizers(model: Any, steppers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    owner = {id(p): stepper for stepper in steppers for group in stepper.param_groups for p in group["params"]}
-    for name, parameter in model.named_parameters():
-        prefix = f"optimizer.{name}."
-        found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-        if found:
-            owner[id(parameter)].state[parameter] = found
-
-
-def export(
-    output: Path, vae: Any, tokenizer: Any, encoder: Any, weights: dict[str, Tensor], state: dict[str, Any]
-) -> None:
-    """The averaged denoiser and the other parts as a diffusers folder in half precision."""
-    from diffusers import StableDiffusionPipeline
-
-    unet = build_unet()
-    unet.load_state_dict(weights)
-    pipeline = StableDiffusionPipeline(
-        vae, encoder, tokenizer, unet, build_scheduler(), None, None, requires_safety_checker=False
-    )
-    pipeline.save_pretrained(output)
-    for part in ("vae", "unet", "text_encoder"):
-        for file in (output / part).glob("*.safetensors"):
-            save_file({k: v.half().contiguous() for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
-    (output / "training.json").write_text(json.dumps(state) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
@@ -388,10 +220,37 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     work = arguments.output / "training"
     tokenizer, encoder = train_text(arguments, work)
-    vae = train_vae(arguments, work)
-    weights, state = train_denoiser(arguments, work, vae, tokenizer, encoder)
-    export(arguments.output, vae, tokenizer, encoder, weights, state)
+    encoder.requires_grad_(False).eval()
+    vae, unet = train_vae(arguments, work), build_unet()
+    with torch.no_grad():
+        nothing = encoder(tokens(tokenizer, [""])).last_hidden_state
+    train_denoiser(
+        unet,
+        lambda noisy, steps, text: unet(noisy, steps, encoder_hidden_states=text).sample,
+        Drawings(vae, tokenizer, encoder, arguments.seed),
+        nothing,
+        work / "unet.safetensors",
+        (1 - VAE_SHARE) * arguments.minutes,
+        arguments.resume,
+        lambda weights, state: export(arguments.output, vae, tokenizer, encoder, weights, state),
+    )
     print("saved", arguments.output, flush=True)
+
+
+def export(
+    output: Path, vae: Any, tokenizer: Any, encoder: Any, weights: dict[str, Tensor], state: dict[str, Any]
+) -> None:
+    """The averaged denoiser and the other parts as a diffusers folder in half precision."""
+    from diffusers import StableDiffusionPipeline
+
+    unet = build_unet()
+    unet.load_state_dict(weights)
+    pipeline = StableDiffusionPipeline(
+        vae, encoder, tokenizer, unet, build_scheduler(), None, None, requires_safety_checker=False
+    )
+    pipeline.save_pretrained(output)
+    halve(output)
+    (output / "training.json").write_text(json.dumps(state) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,198 @@
+"""What the trainings of the embedded assistant's generators share: budgets, checkpoints, and the denoiser's loop.
+
+A denoiser predicts the velocity (arXiv 2202.00512) with min-SNR weights (arXiv 2303.09556). What is kept is the average of
+its weights over the last steps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+# Standard deviation, of states with a standard deviation of one: an output projector is never exact.
+NOISE_ON_TEXT = 0.15
+DROPPED = 0.1  # captions left out, for classifier-free guidance
+EMA = 0.998
+BATCH = 64
+
+
+def build_scheduler() -> Any:
+    """A cosine-like schedule that ends in pure noise (arXiv 2305.08891), sampled by DDIM."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        steps_offset=1,
+        set_alpha_to_one=True,
+    )
+
+
+class Clock:
+    """A part's budget in processor time, and its learning rate: warm-up over 2 %, then a cosine to 2 % of the peak."""
+
+    def __init__(self, minutes: float, used: float = 0.0) -> None:
+        self.budget, self.used, self.begin = 60 * minutes, used, time.process_time()
+
+    @property
+    def seconds(self) -> float:
+        return self.used + time.process_time() - self.begin
+
+    @property
+    def done(self) -> float:
+        return min(1.0, self.seconds / self.budget)
+
+    def factor(self) -> float:
+        done = self.done
+        return done / 0.02 + 0.01 if done < 0.02 else 0.02 + 0.49 * (1 + math.cos(math.pi * (done - 0.02) / 0.98))
+
+
+def set_rate(steppers: list[torch.optim.Optimizer], factor: float) -> None:
+    """Every group's rate as a share of the one it was made with."""
+    for stepper in steppers:
+        for group in stepper.param_groups:
+            group["lr"] = factor * group.setdefault("peak", group["lr"])
+
+
+def save(path: Path, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    """Beside the old file, then in its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    save_file({k: v.contiguous() for k, v in tensors.items()}, new, metadata={"state": json.dumps(state)})
+    new.replace(path)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        return dict(json.loads(file.metadata()["state"]))
+
+
+def halve(folder: Path) -> None:
+    """The weights of a saved pipeline in half precision, in place; what else lies in the folder stays as it is."""
+    parts = [name for name in json.loads((folder / "model_index.json").read_text()) if not name.startswith("_")]
+    for file in (file for part in parts for file in (folder / part).glob("*.safetensors")):
+        tensors = load_file(file)
+        save_file({k: v.half().contiguous() for k, v in tensors.items()}, file, metadata={"format": "pt"})
+
+
+class Bank(Protocol):
+    """Latents with the conditions of their captions; some of it is new in every round."""
+
+    clean: Tensor  # (N, ...), scaled to a standard deviation of one
+
+    def renew(self, number: int) -> None: ...
+
+    def condition(self, chosen: Tensor) -> Tensor:
+        """The text condition ``(B, L, D)`` of these entries."""
+        ...
+
+
+def denoiser_loss(denoise: Callable[..., Tensor], scheduler: Any, clean: Tensor, text: Tensor) -> Tensor:
+    """Velocity prediction with min-SNR weights (gamma 5); ``denoise`` takes noisy latents, time steps and condition."""
+    noise, steps = torch.randn_like(clean), torch.randint(0, scheduler.config.num_train_timesteps, (len(clean),))
+    noisy, wanted = scheduler.add_noise(clean, noise, steps), scheduler.get_velocity(clean, noise, steps)
+    alphas = scheduler.alphas_cumprod[steps]
+    snr = alphas / (1 - alphas)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = denoise(noisy, steps, text)
+    error = (found.float() - wanted).square().flatten(1).mean(1)
+    return (error * snr.clamp(max=5.0) / (snr + 1)).mean()
+
+
+def optimizers(model: Any, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices of the attention blocks, AdamW for convolutions and the rest."""
+    matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "transformer_blocks" in name]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    adam = torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.01)
+    if not matrices:
+        return [adam]
+    return [torch.optim.Muon(matrices, lr=2.5 * lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"), adam]
+
+
+def train_denoiser(
+    denoiser: Any,
+    denoise: Callable[..., Tensor],
+    bank: Bank,
+    nothing: Tensor,
+    path: Path,
+    minutes: float,
+    resume: bool,
+    export: Callable[[dict[str, Tensor], dict[str, Any]], None],
+) -> None:
+    """Train ``denoiser`` on what ``bank`` holds for ``minutes`` of processor time, from the checkpoint ``path`` if there is
+    one; ``nothing (1, L, D)`` is the condition of no caption. ``export`` gets the averaged weights now and then.
+    """
+    scheduler, steppers = build_scheduler(), optimizers(denoiser, 1.2e-3)
+    average = {name: value.clone() for name, value in denoiser.state_dict().items()}
+    state: dict[str, Any] = {"step": 0, "round": 0, "seconds": 0.0}
+    if resume and path.exists():
+        tensors = load_file(path)
+        denoiser.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        average = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
+        load_optimizers(denoiser, steppers, tensors)
+        state = load_state(path)
+    clock, saved, shown = Clock(minutes, state["seconds"]), time.monotonic(), list[float]()
+    while clock.done < 1 or state["step"] == 0:
+        bank.renew(state["round"])
+        torch.manual_seed(state["round"])
+        for chosen in torch.randperm(len(bank.clean))[: len(bank.clean) // BATCH * BATCH].view(-1, BATCH):
+            if clock.done >= 1 and state["step"]:
+                break
+            text = torch.where(torch.rand(BATCH, 1, 1) < DROPPED, nothing, bank.condition(chosen))
+            text = text + NOISE_ON_TEXT * torch.rand(BATCH, 1, 1) * torch.randn_like(text)
+            set_rate(steppers, clock.factor())
+            loss = denoiser_loss(denoise, scheduler, bank.clean[chosen], text)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(denoiser.parameters(), 1.0)
+            for stepper in steppers:
+                stepper.step()
+                stepper.zero_grad()
+            state["step"] += 1
+            keep = min(EMA, (1 + state["step"]) / (10 + state["step"]))
+            for name, value in denoiser.state_dict().items():
+                average[name].lerp_(value, 1 - keep)
+            shown.append(loss.item())
+            if state["step"] % 50 == 0:
+                left = (1 - clock.done) * clock.budget / 60
+                mean, rate = sum(shown[-50:]) / len(shown[-50:]), BATCH * state["step"] / clock.seconds
+                print(f"denoiser step {state['step']} loss {mean:.4f} {rate:.0f} a second, {left:.1f} min", flush=True)
+        state["round"] += 1
+        if time.monotonic() - saved > 150 or clock.done >= 1:
+            state["seconds"] = clock.seconds
+            save(path, checkpoint(denoiser, average, steppers), state)
+            export(average, state)
+            saved = time.monotonic()
+
+
+def checkpoint(model: Any, average: dict[str, Tensor], steppers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    tensors = {f"model.{k}": v for k, v in model.state_dict().items()} | {f"average.{k}": v for k, v in average.items()}
+    for name, parameter in model.named_parameters():
+        for stepper in steppers:
+            for key, value in stepper.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = torch.as_tensor(value).clone()
+    return tensors
+
+
+def load_optimizers(model: Any, steppers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
+    owner = {id(p): stepper for stepper in steppers for group in stepper.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        prefix = f"optimizer.{name}."
+        found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        if found:
+            owner[id(parameter)].state[parameter] = found
