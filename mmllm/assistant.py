@@ -17,16 +17,31 @@ from mmllm.making import Maker
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
 from mmllm.replies import Media, Reply, Truncated
+from mmllm.retrieval import MediaIndex, Retrieval, Rule, load_index
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
 
 class Assistant:
-    """A model and its processor. ``modalities`` names what it takes beside text."""
+    """A model and its processor. ``modalities`` names what it takes beside text.
+
+    ``retrieval`` holds the existing media that it may answer with, by modality; see ``use_index``.
+    """
 
     def __init__(self, model: MultimodalLM, processor: Processor) -> None:
         self.model = model.eval()
         self.processor = processor
+        self.retrieval: dict[str, Retrieval] = {}
+
+    def use_index(self, index: MediaIndex | str | Path, rule: Rule = "auto", threshold: float = 0.5) -> None:
+        """Let all replies from now on show media of an index (or of its folder), where the rule says so: ``auto`` by
+        ``threshold``, ``trained`` by the decision head, ``retrieve`` always, ``generate`` never.
+
+        Raises ``CheckpointError`` when there is no index, ``MmllmError`` when it is not this model's.
+        """
+        retrieval = Retrieval(index if isinstance(index, MediaIndex) else load_index(index), rule, threshold)
+        retrieval.check(self.model)
+        self.retrieval[retrieval.index.modality] = retrieval
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -85,7 +100,7 @@ class Assistant:
         ``stop`` ends the reply within one token and a generator within one step. Raises ``DataError`` or ``MediaError``
         before the first delta.
         """
-        maker = Maker(self.model, media, seed, stop)
+        maker = Maker(self.model, media, seed, stop, self.retrieval)
         parts = stripped(self._stream(messages, Decoding(max_new_tokens, temperature, top_p, seed), maker, stop))
         return parts if stream else collect(parts)
 
@@ -111,7 +126,7 @@ class Assistant:
             except MediaError as error:
                 raise MediaError(f"{id}: {error}") from error
         how = Decoding(**decoding)
-        maker = Maker(self.model, media, how.seed)
+        maker = Maker(self.model, media, how.seed, retrieval=self.retrieval)
         words: list[list[int]] = [[] for _ in prompts]
         made: list[list[Media]] = [[] for _ in prompts]
         unfinished: dict[int, str] = {}
@@ -120,7 +135,7 @@ class Assistant:
                 if token is not None and token < self.processor.vocab_rows:
                     reply.append(token)
             for group in step.groups:
-                made[group.row].append(maker.make(group.modality, group.signals))
+                made[group.row].append(maker.make(group.modality, group.signals, group.row))
             unfinished = step.unfinished
         maker.close()
         return [

@@ -74,6 +74,18 @@ def build_parser() -> argparse.ArgumentParser:
         sub.add_argument("--model", default="embedded", help="`embedded`, a checkpoint folder or a run directory")
         sub.add_argument("--device", help="cpu, cuda, cuda:1, …; default: cuda where there is one")
 
+    def retrieval(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument(
+            "--retrieve", action="append", default=[], metavar="INDEX", help="existing media to answer with; repeatable"
+        )
+        sub.add_argument(
+            "--decide",
+            default="auto",
+            choices=["auto", "trained", "generate", "retrieve"],
+            help="when: by similarity (default), by the model's decision head, never, always",
+        )
+        sub.add_argument("--threshold", type=float, default=0.5, help="least similarity for auto, -1 to 1; default 0.5")
+
     sub = add("list", _list, "list component kinds and shipped configurations")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
@@ -85,12 +97,21 @@ def build_parser() -> argparse.ArgumentParser:
     config(sub)
     sub.add_argument("--resume", action="store_true", help="go on from the run directory's newest valid checkpoint")
 
+    sub = add("index", _index, "embed existing pictures or sounds, to be answered with")
+    model(sub)
+    sub.add_argument("--data", required=True, metavar="PATH", help='a folder, or JSON lines {"path": …}')
+    sub.add_argument("--output", required=True, metavar="DIR", help="folder of the index")
+    sub.add_argument("--modality", help="which of the model's outputs; default: the only one that can retrieve")
+    sub.add_argument("--batch-size", type=positive, default=16)
+
     sub = add("chat", _chat, "talk to a model in the terminal")
     model(sub)
+    retrieval(sub)
     sub.add_argument("--system", help="system prompt")
 
     sub = add("generate", _generate, "answer one prompt")
     model(sub)
+    retrieval(sub)
     sub.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
     sub.add_argument("--audio", action="append", default=[], metavar="FILE", help="a sound; may be repeated")
     sub.add_argument("--prompt", required=True, metavar="TEXT")
@@ -222,13 +243,34 @@ def _chat(options: argparse.Namespace) -> int:
     from mmllm.assistant import load
     from mmllm.chat.terminal import run_terminal
 
-    return run_terminal(load(options.model, device=options.device), system=options.system)
+    assistant = load(options.model, device=options.device)
+    _use_indexes(assistant, options)
+    return run_terminal(assistant, system=options.system)
+
+
+def _use_indexes(assistant: Any, options: argparse.Namespace) -> None:
+    for index in options.retrieve:
+        assistant.use_index(index, options.decide, options.threshold)
+
+
+def _index(options: argparse.Namespace) -> int:
+    from mmllm.assistant import load
+    from mmllm.retrieval import build_index
+
+    assistant = load(options.model, device=options.device)
+    index = build_index(assistant.model, assistant.processor, options.data, options.modality, options.batch_size)
+    index.save(Path(options.output))
+    for _, reason in index.skipped:
+        print(f"left out: {reason}", file=sys.stderr)
+    print(f"{len(index.files)} files in {options.output}")
+    return 0
 
 
 def _generate(options: argparse.Namespace) -> int:
     from mmllm.assistant import load
 
     assistant = load(options.model, device=options.device)
+    _use_indexes(assistant, options)
     files = {"image": options.image, "audio": options.audio}
     content = [{"type": kind, "path": path} for kind, paths in files.items() for path in paths]
     messages: list[dict[str, Any]] = [{"role": "system", "content": options.system}] if options.system else []
@@ -244,13 +286,15 @@ def _generate(options: argparse.Namespace) -> int:
     media: list[dict[str, Any]] = []
     for number, item in enumerate(reply.media, start=1):
         media.append({"type": item.type})
+        if item.path is not None and item.similarity is not None:
+            media[-1] |= {"path": str(item.path), "source": item.source, "similarity": round(item.similarity, 4)}
         if options.output is not None:
             path = Path(options.output) / f"{number}-{item.type}{item.suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             item.save(path)
             media[-1]["path"] = str(path)
-    if media and options.output is None:
-        print(f"made {len(media)} file(s), not kept: give --output DIR", file=sys.stderr)
+    if lost := sum("path" not in item for item in media):
+        print(f"made {lost} file(s), not kept: give --output DIR", file=sys.stderr)
     if options.json:
         answer: dict[str, Any] = {"text": reply, "media": media}
         print(json.dumps(answer | ({"truncated": reply.truncated} if reply.truncated else {}), ensure_ascii=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from mmllm.errors import ConfigError, MmllmError
 from mmllm.generators.base import Condition, Generator
 from mmllm.projectors.base import Projector
 from mmllm.projectors.output_module import OutputProjector
+from mmllm.projectors.retrieval import DecisionHead, RetrievalHeads
 
 if TYPE_CHECKING:
     from mmllm.processing.batch import Batch, MadeBatch, MediaBatch
@@ -30,24 +31,40 @@ class Input(nn.Module):
         self.encoder = encoder
         self.projector = projector
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """Backbone embeddings ``(N, Q, D_llm)`` of N media items."""
+    def features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The encoder's features ``(N, S, D)`` and mask ``(N, S)`` of N media items."""
         # A frozen encoder leaves no graph behind: nothing of it would be used.
         with torch.set_grad_enabled(
             torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
         ):
             features, mask = self.encoder(batch)
+        return features, mask
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Backbone embeddings ``(N, Q, D_llm)`` of N media items."""
+        features, mask = self.features(batch)
         embeddings, _ = self.projector(features, mask)
         return embeddings  # type: ignore[no-any-return]
 
 
 class Output(nn.Module):
-    """One modality's way out: signal tokens' states to a condition, condition to the frozen generator."""
+    """One modality's way out: signal tokens' states to a condition, condition to the frozen generator.
 
-    def __init__(self, projector: OutputProjector, generator: Generator | None) -> None:
+    With ``retrieval`` they can also find an existing medium, and ``decision`` tells when they should.
+    """
+
+    def __init__(
+        self,
+        projector: OutputProjector,
+        generator: Generator | None,
+        distance: Literal["l2", "cosine"] = "l2",
+        retrieval: RetrievalHeads | None = None,
+        decision: DecisionHead | None = None,
+    ) -> None:
         super().__init__()
-        self.projector = projector
+        self.projector, self.distance = projector, distance
         self.generator = None if generator is None else generator.requires_grad_(False)
+        self.retrieval, self.decision = retrieval, decision
 
     def frozen(self) -> Generator:
         """The generator. Raises ``MmllmError`` when the model was built without weights, for a plan."""
@@ -59,14 +76,19 @@ class Output(nn.Module):
         """The condition of N media from ``signals (N, K, D_llm)``, last hidden states plus input embeddings."""
         return Condition(self.projector(signals))
 
-    def losses(self, condition: Condition, made: MadeBatch, objectives: Container[str]) -> dict[str, Tensor]:
-        """Summed losses over the media of a batch, float32 scalars."""
+    def losses(self, signals: Tensor, made: MadeBatch, objectives: Container[str]) -> dict[str, Tensor]:
+        """Summed losses over the N media of a batch with ``signals (N, K, D_llm)``, float32 scalars."""
         sums: dict[str, Tensor] = {}
+        if any(name in objectives for name in ("condition", "denoise")):
+            condition = self(signals)
         if "condition" in objectives and made.captions:
             wanted = self.frozen().encode_text(made.captions)
-            sums["condition"] = condition.at(made.captioned).distance(wanted).sum()
+            sums["condition"] = condition.at(made.captioned).distance(wanted, self.distance).sum()
         if "denoise" in objectives and made.targets is not None:
             sums["denoise"] = self.frozen().denoising_loss(condition.at(made.drawn), made.targets).sum()
+        if "decision" in objectives and self.decision is not None and len(made.decided):
+            found = self.decision(signals[made.decided])
+            sums["decision"] = F.cross_entropy(found, made.retrieved, reduction="sum")
         return sums
 
 
@@ -115,7 +137,13 @@ class MultimodalLM(nn.Module):
                         num_signals=made.signal_tokens,
                         condition_shape=shape,
                     )
-                    outputs[name] = Output(out, generator)
+                    width, retrieval, decision = backbone.hidden_dim, None, None
+                    if made.retrieval is not None and name in inputs:  # without: see `contradictions`
+                        seen_dim = inputs[name].encoder.output_dim
+                        retrieval = RetrievalHeads(width, seen_dim, made.retrieval.dim).to(context.dtype)
+                    if made.decision is not None:
+                        decision = DecisionHead(width, made.decision.dropout).to(context.dtype)
+                    outputs[name] = Output(out, generator, made.distance, retrieval, decision)
         if backbone is None or problems:
             raise ConfigError(problems)
         return cls(inputs, backbone, outputs)
@@ -124,8 +152,8 @@ class MultimodalLM(nn.Module):
         """The parts a stage can train, by name: disjoint, and together all parameters.
 
         ``inputs.<name>.encoder``, ``inputs.<name>.projector``, ``backbone`` (its own weights), ``backbone.adapter``,
-        ``backbone.new_tokens``, ``outputs.<name>.projector`` and ``outputs.<name>.generator`` (never trained). Inner
-        keys are the parameters' names in this module.
+        ``backbone.new_tokens``, ``outputs.<name>.projector``, ``.retrieval`` and ``.decision`` where there are, and
+        ``outputs.<name>.generator`` (never trained). Inner keys are the parameters' names in this module.
         """
         parts: dict[str, dict[str, nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
@@ -157,22 +185,52 @@ class MultimodalLM(nn.Module):
         cross-entropy of the supervised tokens; an objective that nothing in the batch is for is left out.
         """
         embeddings = self.splice(batch.ids, batch.media) + self._zero(batch)
-        made = batch.made if any(name in objectives for name in ("condition", "denoise")) else {}
+        made = batch.made if any(name != "text" for name in objectives) else {}
         states_at = torch.cat([m.positions.flatten() for m in made.values()]) if made else None
         out = self.backbone(embeddings, batch.attention_mask, positions=batch.predict, states_at=states_at)
         sums: dict[str, Tensor] = {}
         if "text" in objectives:
             sums["text"] = F.cross_entropy(out.logits.float(), batch.targets, reduction="sum")
+        signals: dict[str, Tensor] = {}
         if states_at is not None and out.states is not None:
-            signals = out.states + embeddings.flatten(0, 1)[states_at]
-            pieces = torch.split(signals, [one.positions.numel() for one in made.values()])
+            flat = out.states + embeddings.flatten(0, 1)[states_at]
+            pieces = torch.split(flat, [one.positions.numel() for one in made.values()])
             for (name, one), piece in zip(made.items(), pieces, strict=True):
-                output = cast(Output, self.outputs[name])
-                condition = output(piece.view(*one.positions.shape, -1))
-                for objective, loss in output.losses(condition, one, objectives).items():
+                signals[name] = piece.view(*one.positions.shape, -1)
+                for objective, loss in cast(Output, self.outputs[name]).losses(signals[name], one, objectives).items():
                     sums[objective] = sums.get(objective, 0.0) + loss
+        if "contrastive" in objectives:
+            # The zero is for a batch without media: all that a process trains must take part in its backward.
+            sums |= self._contrastive(signals, made, out.logits[:1].float().sum() * 0.0)
         # Ranks must agree on what takes part in backward: a batch without anything to learn from gives a zero.
         return sums or {name: out.logits.float().sum() * 0.0 for name in objectives}
+
+    def embed_media(self, name: str, inputs: dict[str, Tensor]) -> Tensor:
+        """Unit vectors ``(N, dim)`` of N media in the retrieval space of output ``name``; ``inputs`` are its encoder's."""
+        output = cast(Output, self.outputs[name])
+        if output.retrieval is None:
+            raise MmllmError(
+                f"output {name!r} has no retrieval heads; set model.outputs.{name}.retrieval and train them"
+            )
+        return output.retrieval.embed_media(*cast(Input, self.inputs[name]).features(inputs))
+
+    def _contrastive(
+        self, signals: Mapping[str, Tensor], made: Mapping[str, MadeBatch], zero: Tensor
+    ) -> dict[str, Tensor]:
+        """The summed loss of retrieval, plus ``zero``. Every process goes through every output, also without media: they
+        exchange them.
+        """
+        losses = [zero]
+        for name, module in self.outputs.items():
+            heads = cast(Output, module).retrieval
+            if heads is None:
+                continue
+            text = media = next(heads.parameters()).new_zeros(0, heads.text.out_features, dtype=torch.float32)
+            if name in made and made[name].seen is not None:
+                text = heads.embed_signals(signals[name][made[name].shown])
+                media = self.embed_media(name, cast("dict[str, Tensor]", made[name].seen))
+            losses.append(heads.loss(text, media))
+        return {"contrastive": torch.stack(losses).sum()}
 
     def _zero(self, batch: Batch) -> Tensor | float:
         """Zero, with a graph to the trainable parameters of modalities that this batch lacks.

@@ -185,6 +185,9 @@ def render(plan: Plan, config: ModelConfig) -> str:
             f"    projector  {out.projector:<16} (N, {out.signal_tokens}, {plan.hidden_dim}) -> {shapes}   {size}",
             f"    generator  {out.generator:<16} frozen   {'' if weights is None else count(weights)}",
         ]
+        for head, shape in (("retrieval", "(N, dim) of signals and media"), ("decision", "(N, 2)")):
+            if (size_of := plan.parameters.get(f"outputs.{name}.{head}")) is not None:
+                lines.append(f"    {head:<10} {'linear':<16} {shape}   {count(size_of)}")
     lines += ["", "parameters"]
     trained = [set(stage.parts) for stage in plan.stages]
     lines.append(f"  {'part':<28}{'count':>10}   " + "  ".join(f"{stage.name:>10}" for stage in plan.stages))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mmllm.errors import MmllmError
 
@@ -18,13 +19,17 @@ class Media:
     """One picture, sound or clip of a reply, perhaps still in the making.
 
     ``type`` is the modality, ``suffix`` the usual ending of its files, ``progress`` (steps done, steps in all; 0 of 0
-    before the first).
+    before the first). One that was not generated but found has the file's ``path`` and its ``similarity``.
     """
 
-    def __init__(self, type: str, suffix: str) -> None:
-        self.type, self.suffix = type, suffix
+    def __init__(self, type: str, suffix: str, path: Path | None = None, similarity: float | None = None) -> None:
+        self.type, self.suffix, self.path, self.similarity = type, suffix, path, similarity
         self.progress = (0, 0)
         self._future: Future[Artifact | None] = Future()
+
+    @property
+    def source(self) -> Literal["generated", "retrieved"]:
+        return "generated" if self.path is None else "retrieved"
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait at most ``timeout`` seconds; whether it is done."""
@@ -47,8 +52,12 @@ class Media:
         return made
 
     def save(self, path: str | Path) -> None:
-        """Wait for the medium and write it; the ending of ``path`` chooses the format."""
-        self.result().save(path)
+        """Wait for the medium and write it; the ending of ``path`` chooses the format. A found file is copied as it is."""
+        made = self.result()
+        if self.path is not None and self.path.suffix == Path(path).suffix:
+            shutil.copyfile(self.path, path)
+        else:
+            made.save(path)
 
 
 @dataclass(frozen=True)

@@ -30,12 +30,16 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"arch": "RN50", "fit": "crop"},
             {"pretrained": "openai/clip-vit-large-patch14-336"},
             {"pretrained": "google/siglip-so400m-patch14-384", "select_layer": -1},
+            {"pretrained": "openai/clip-vit-large-patch14", "select_layer": "pooled"},
+            {"pretrained": "google/siglip-base-patch16-224", "select_layer": "pooled"},
+            {"arch": "EVA02-B-16", "select_layer": "pooled"},
+            {"arch": "RN50", "select_layer": "pooled"},
         ],
         "whisper": [{"arch": "large-v3"}, {"pretrained": "openai/whisper-tiny", "select_layer": -2}],
     },
     "input_projector": {
-        "linear": [{}, {"stack": 3}],
-        "mlp": [{}, {"depth": 3, "stack": 4, "norm": True}],
+        "linear": [{}, {"stack": 3}, {"expand": 4}],
+        "mlp": [{}, {"depth": 3, "stack": 4, "norm": True}, {"stack": 2, "expand": 3}],
         "qformer": [{}, {"norm": True, "num_queries": 2, "cross_attention_every": 1}],
         "cross_attention": [{}, {"num_queries": 3}],
     },
@@ -44,6 +48,7 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"pretrained": "lmsys/vicuna-7b-v1.5"},
             {"architecture": {"model_type": "qwen3"}},
             {"architecture": {"model_type": "gpt2"}, "adapter": {"kind": "lora"}},
+            {"architecture": {"model_type": "opt"}, "tie_signals": True},
         ]
     },
     "output_projector": {

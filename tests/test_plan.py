@@ -42,6 +42,30 @@ def test_llava_15_has_the_published_parts(capsys: pytest.CaptureFixture[str]) ->
     assert instruct["lr"] == {"inputs.image.projector": 2e-5, "backbone.adapter": 2e-4}
 
 
+def test_gill_trains_what_the_published_code_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    """Numbers of github.com/kohjingyu/gill at 4600b71 with the arguments of ``checkpoints/gill_opt/model_args.json``:
+    those of its ``TextFcLayer`` (``gill/layers.py``), counted by running it, and of the layers of ``GILLModel``.
+    """
+    result = plan("gill", capsys)
+    parameters = result["parameters"]
+    assert (
+        parameters["outputs.image.projector"] == 31_958_784
+    )  # gen_text_hidden_fcs: TextFcLayer(…, mode="gill_mapper")
+    # ret_text_hidden_fcs (mode="linear"), visual_fc, logit_scale
+    assert parameters["outputs.image.retrieval"] == 1_048_832 + 262_400 + 1
+    assert parameters["inputs.image.projector"] == 16_793_600  # visual_embeddings: 1024 to 4 x 4096
+    assert parameters["backbone.new_tokens"] == 8 * 4096  # [IMG0] to [IMG7]; OPT's embeddings and head are one table
+    assert parameters["outputs.image.decision"] == 4096 * 2 + 2  # decision_model
+    assert parameters["inputs.image.encoder"] == 303_179_776  # transformers' CLIPVisionModel of ViT-L/14
+    assert parameters["backbone"] == 6_658_473_984  # OPT-6.7B
+    align, refine, decide = result["stages"]
+    assert align["trainable"] == refine["trainable"] == 31_958_784 + 1_311_233 + 16_793_600 + 32_768
+    assert decide["parts"] == {"outputs.image.decision": 8194}
+    assert set(result["inputs"]["image"]["tokens"].values()) == {4}
+    assert result["outputs"]["image"]["condition"] == {"text": [77, 768]}
+    assert result["outputs"]["image"]["signal_tokens"] == 8
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_shipped_configuration_has_a_plan(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(path)]) == 0

@@ -13,15 +13,23 @@ class NewTokens(nn.Module):
     """Rows of mmllm's own tokens, beside the backbone's frozen tables.
 
     ``weight (n, D_llm)`` are embeddings. The first tokens, the signal tokens, can be written as well: ``head
-    (num_signals, D_llm)`` gives their logits, and is absent without them.
+    (num_signals, D_llm)`` gives their logits, and is absent without them, or when they are ``tied``: then their
+    embeddings do.
     """
 
-    def __init__(self, table: Tensor, count: int, head: Tensor | None = None, num_signals: int = 0) -> None:
+    def __init__(
+        self, table: Tensor, count: int, head: Tensor | None = None, num_signals: int = 0, tied: bool = False
+    ) -> None:
         super().__init__()
+        self.num_signals = num_signals
         self.weight = nn.Parameter(_fresh_rows(table, count))
         self.register_parameter("head", None)
-        if num_signals:
+        if num_signals and not tied:
             self.head = nn.Parameter(_fresh_rows(table if head is None else head, num_signals))
+
+    def signal_head(self) -> Tensor:
+        """The rows ``(num_signals, D_llm)`` that give the signal tokens' logits."""
+        return self.weight[: self.num_signals] if self.head is None else self.head
 
     def keep_norms(self, table: Tensor, head: Tensor) -> None:
         """Scale every row to the mean norm of its table (GILL, arXiv 2305.17216, ``main.py``): call after each step."""

@@ -31,7 +31,8 @@ class CausalLMConfig(BackboneConfig):
     ``vicuna``, ``plain``) or a Jinja file, for tokenizers that have none of their own or the wrong one.
     ``tokenizer_path``: where the tokenizer is, when not beside the weights. Without ``pretrained`` the weights are random,
     and without a tokenizer bytes are the tokens: such a model is for trying out a combination. ``attention``: which
-    implementation; by default transformers takes the best that the model has, ``sdpa`` for most.
+    implementation; by default transformers takes the best that the model has, ``sdpa`` for most. ``tie_signals``: the
+    embeddings of signal tokens give their logits as well, where the model's own table does so (OPT, GPT-2).
     """
 
     kind: Literal["causal_lm"] = "causal_lm"
@@ -41,11 +42,14 @@ class CausalLMConfig(BackboneConfig):
     tokenizer_path: str | None = None
     chat_template: str | None = None
     attention: Literal["sdpa", "eager", "flash_attention_2"] | None = None
+    tie_signals: bool = False
 
     def tiny(self) -> Self:
-        model_type = (self.architecture or {}).get("model_type", "llama")
+        architecture = self.architecture or {}
+        model_type = architecture.get("model_type", "llama")
         known = field_names(config_class(model_type))
         numbers = {name: number for name, number in TINY.items() if name in known}
+        numbers |= {name: architecture[name] for name in ("tie_word_embeddings",) if name in architecture}
         return self.model_copy(
             update={
                 "pretrained": None,
@@ -147,7 +151,7 @@ class CausalLMConfig(BackboneConfig):
         from mmllm.backbones.causal_lm_module import CausalLM, load_causal_lm
 
         model = load_causal_lm(self, context)
-        return CausalLM(model, self.adapter, num_new_tokens, num_signals)
+        return CausalLM(model, self.adapter, num_new_tokens, num_signals, self.tie_signals)
 
 
 def config_of(architecture: Mapping[str, Any]) -> PretrainedConfig:

@@ -71,12 +71,21 @@ class CausalLM(Backbone):
     """``model`` is the transformers model, wrapped by peft when there is an adapter."""
 
     def __init__(
-        self, model: Any, adapter: AdapterConfig | None, num_new_tokens: int = 0, num_signals: int = 0
+        self,
+        model: Any,
+        adapter: AdapterConfig | None,
+        num_new_tokens: int = 0,
+        num_signals: int = 0,
+        tie_signals: bool = False,
     ) -> None:
         super().__init__()
         table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
         self.vocab_rows, self.hidden_dim = table.shape
-        self.new_tokens = NewTokens(table, num_new_tokens, head.weight, num_signals) if num_new_tokens else None
+        if tie_signals and head.weight is not table:
+            raise ConfigError([("tie_signals", "this model's embeddings and head are not tied; leave it out")])
+        self.new_tokens = None
+        if num_new_tokens:
+            self.new_tokens = NewTokens(table, num_new_tokens, head.weight, num_signals, tie_signals)
         self._asked = _Asked()
         # A hook on the head's input does it for every architecture alike: what a model adds after its head (scaling,
         # soft-capping) acts on each logit alone and so stays exact.
@@ -136,8 +145,8 @@ class CausalLM(Backbone):
         finally:
             self._asked = _Asked()
         logits: Tensor = out.logits
-        if self.new_tokens is not None and self.new_tokens.head is not None and asked.seen is not None:
-            head = self.new_tokens.head
+        if self.new_tokens is not None and self.new_tokens.num_signals and asked.seen is not None:
+            head = self.new_tokens.signal_head()
             signals = nn.functional.linear(asked.seen.to(head.dtype), head)
             logits = torch.cat([logits, signals.to(logits.dtype)], dim=-1)
         return BackboneOutput(logits if positions is None else logits[0], asked.states)

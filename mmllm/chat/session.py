@@ -164,6 +164,8 @@ class ChatSession:
                 media.save(path)
                 del part["making"]
                 part["path"] = str(path)
+                if media.path is not None:
+                    part["source"] = media.source
             yield
 
     @cached_property

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from fnmatch import fnmatchcase
 
 from mmllm.config.base import BuildContext, problems_at, suggest
-from mmllm.config.run import RunConfig, StageConfig
+from mmllm.config.run import Objective, RunConfig, StageConfig
 
 Problems = list[tuple[str, str]]
 
@@ -69,6 +69,25 @@ def with_lengths(config: RunConfig, context: BuildContext) -> RunConfig:
     return config.model_copy(update={"stages": stages})
 
 
+# The objective that alone trains a part of an output.
+TRAINED_BY: dict[str, Objective] = {"retrieval": "contrastive", "decision": "decision"}
+
+
+def _objective_problems(where: str, stage: StageConfig, names: Collection[str]) -> Problems:
+    """Objectives without a part that they are about, and such parts trained without their objective."""
+    problems = []
+    trained = matching(stage.train, names)
+    for part, objective in TRAINED_BY.items():
+        own = [name for name in names if name.startswith("outputs.") and name.endswith(f".{part}")]
+        if objective in stage.objectives and not own:
+            text = f"no output has a {part} head; set model.outputs.<name>.{part}"
+            problems.append((f"{where}.objectives.{objective}", text))
+        if objective not in stage.objectives and (idle := [name for name in own if name in trained]):
+            text = f"{', '.join(idle)}: learns from `{objective}` alone; add it to the objectives, or name other parts"
+            problems.append((f"{where}.train", text))
+    return problems
+
+
 def contradictions(config: RunConfig, context: BuildContext, names: Collection[str]) -> Problems:
     """``(dotted path, message)`` of everything in ``config`` that cannot go together; ``names`` are the model's parts.
 
@@ -87,8 +106,18 @@ def contradictions(config: RunConfig, context: BuildContext, names: Collection[s
                 "the tokenizer",
             )
         )
+    problems += [
+        (
+            f"model.outputs.{name}.retrieval",
+            f"needs the encoder of an input `{name}` to see the media with; the inputs are "
+            f"{', '.join(config.model.inputs) or 'none'}",
+        )
+        for name, output in config.model.outputs.items()
+        if output.retrieval is not None and name not in config.model.inputs
+    ]
     for index, stage in enumerate(config.stages):
         where = f"stages.{index}"
+        problems += _objective_problems(where, stage, names)
         problems += pattern_problems(where, stage.train, stage.part_lr, names)
         if stage.micro_batch_size > stage.batch_size:
             text = f"{stage.micro_batch_size} is more than batch_size {stage.batch_size}"

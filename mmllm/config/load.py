@@ -241,7 +241,10 @@ def part_names(tree: Mapping[str, Any]) -> list[str]:
         names.append("backbone.adapter")
     if outputs or any(_mapping(part).get("markers") for part in inputs.values()):
         names.append("backbone.new_tokens")
-    return names + [f"outputs.{name}.projector" for name in outputs]
+    for name, output in outputs.items():
+        given = (part for part in ("retrieval", "decision") if _mapping(output).get(part) is not None)
+        names += [f"outputs.{name}.{part}" for part in ("projector", *given)]
+    return names
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -14,7 +14,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # torch cannot compute with rates near the end of float32; no useful one is anywhere near this bound.
 Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Objective = Literal["text", "condition", "denoise"]
+Objective = Literal["text", "condition", "denoise", "contrastive", "decision"]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -29,16 +29,45 @@ class InputConfig(Config):
     markers: bool = False
 
 
+class RetrievalConfig(Config):
+    """Answering with an existing medium (GILL, arXiv 2305.17216): signal tokens and media meet in a space of ``dim``.
+
+    The media are seen by the encoder of the input of the same name; where it gives several features, by their mean.
+    """
+
+    dim: PositiveInt = 256
+
+
+class DecisionConfig(Config):
+    """A linear classifier of the signal tokens (GILL's): is an existing medium the better answer, or a generated one?
+
+    ``dropout`` acts on what it reads, in training.
+    """
+
+    dropout: Probability = 0.5
+
+
 class OutputConfig(Config):
     """How the backbone makes one modality.
 
     It writes ``signal_tokens`` new tokens; ``projector`` turns the hidden states there into the condition of the frozen
-    ``generator``.
+    ``generator``. ``distance`` is how the ``condition`` objective measures it against the generator's own: the Euclidean
+    norm or 1 - cosine similarity. With ``retrieval`` it can look for an existing medium instead, and ``decision`` learns
+    when to.
     """
 
     signal_tokens: PositiveInt = 4
     projector: AnyOutputProjector
     generator: AnyGenerator
+    distance: Literal["l2", "cosine"] = "l2"
+    retrieval: RetrievalConfig | None = None
+    decision: DecisionConfig | None = None
+
+    @model_validator(mode="after")
+    def _something_to_decide(self) -> Self:
+        if self.decision is not None and self.retrieval is None:
+            raise ValueError("`decision` is between generating and retrieving; it needs `retrieval`")
+        return self
 
 
 class ModelConfig(Config):
@@ -96,7 +125,9 @@ class StageConfig(Config):
     ``lr`` is the rate of every trainable part; ``part_lr`` maps patterns to other rates (the first match counts).
     ``objectives`` are weights: ``text`` is the next-token loss, a mean over supervised tokens; ``condition`` the distance of
     the output projectors' conditions from the generators' own text conditions of the captions, and ``denoise`` the frozen
-    denoisers' loss on the targets, means over the media of the global batch.
+    denoisers' loss on the targets, means over the media of the global batch; ``contrastive`` is the loss of retrieval
+    among the media of a micro-batch over all processes, ``decision`` that of the choice between an existing medium and a
+    generated one (see ``docs/outputs.md``).
     ``batch_size`` is the number of samples of one optimizer step over all processes; it is cut into micro-batches of
     ``micro_batch_size`` per process, so the same config gives the same run on one process or many.
     ``max_length`` is in tokens; a stage that does not give it gets fewer where the backbone has fewer positions.

@@ -26,6 +26,9 @@ def known_architectures() -> list[str]:
     return sorted(path.stem for path in (Path(spec.origin).parent / "model_configs").glob("*.json"))
 
 
+SelectLayer = Annotated[int, Field(le=-1)] | Literal["pooled"]
+
+
 class ClipArchitecture(Config):
     """The numbers of a transformers ``vision_config``, under its own names; ``model_type`` says which of two towers.
 
@@ -60,7 +63,9 @@ class ClipConfig(EncoderConfig):
       begin with ``./``, ``../``, ``~`` or ``/``. ``revision`` is the hub's branch, tag or commit.
     - ``select_layer``: whose output is returned, counted from the end: -1 the last block, -2 the one before (LLaVA's
       choice, arXiv 2304.08485). Later blocks, the final norm and the projection are not part of the module. On towers
-      made of stages (ConvNeXt, Swin, FastViT, ResNet) it counts stages.
+      made of stages (ConvNeXt, Swin, FastViT, ResNet) it counts stages. ``pooled`` returns one feature per picture
+      instead: the whole tower with its own norm and pooling, before the projection into CLIP's shared space
+      (transformers' ``pooler_output``; GILL's choice, arXiv 2305.17216).
     - ``keep_class_token``: puts the class token before the patches; an error for towers without one.
     - ``fit``: ``checkpoint`` preprocesses as the checkpoint says; ``crop`` takes the centre square, ``pad`` the whole
       picture on the mean colour, ``squash`` the whole picture distorted. ``native`` keeps the aspect ratio: the grid of
@@ -77,7 +82,7 @@ class ClipConfig(EncoderConfig):
     architecture: ClipArchitecture | None = None
     pretrained: str | None = None
     revision: str | None = None
-    select_layer: Annotated[int, Field(le=-1)] = -2
+    select_layer: SelectLayer = -2
     keep_class_token: bool = False
     fit: Literal["checkpoint", "crop", "pad", "squash", "native"] = "checkpoint"
     image_size: PositiveInt | None = None
@@ -107,13 +112,17 @@ class ClipConfig(EncoderConfig):
             raise ValueError(f"found `min_patches: {self.min_patches}` beyond `max_patches: {self.max_patches}`")
         if self.image_size is not None and self.fit == "native":
             raise ValueError("`image_size` does not go with `fit: native`; give `max_patches` instead")
+        if self.select_layer == "pooled" and (self.fit == "native" or self.keep_class_token):
+            other = "`fit: native`" if self.fit == "native" else "`keep_class_token`"
+            raise ValueError(f"`select_layer: pooled` gives one feature of the tower's own square; leave out {other}")
         return self
 
     def tiny(self) -> ClipConfig:
         """The same tower class with three narrow blocks (ResNet: one per stage; timm: ``test_vit``), 32-160 pixels."""
         from mmllm.encoders.clip_module import tiny_architecture
 
-        kept = {"select_layer": max(self.select_layer, -3), "fit": self.fit, "keep_class_token": self.keep_class_token}
+        layer = self.select_layer if self.select_layer == "pooled" else max(self.select_layer, -3)
+        kept = {"select_layer": layer, "fit": self.fit, "keep_class_token": self.keep_class_token}
         return ClipConfig.model_validate(tiny_architecture(self) | kept)
 
     def preprocessor(self, context: BuildContext) -> ClipPreprocessor:

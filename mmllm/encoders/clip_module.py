@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmllm.config.base import BuildContext
 from mmllm.encoders.base import Encoder
-from mmllm.encoders.clip import ClipConfig
+from mmllm.encoders.clip import ClipConfig, SelectLayer
 from mmllm.encoders.clip_preprocess import ClipPreprocessor, NativePreprocessor, SquarePreprocessor
 from mmllm.encoders.clip_spec import TowerSpec, read_spec
 from mmllm.encoders.vit import interpolate_positions, vit_features
@@ -92,14 +92,19 @@ class ClipEncoder(Encoder):
 class VitTower(ClipEncoder):
     """open_clip's ``VisionTransformer`` (all of its ViT, CLIPA and CoCa architectures, and transformers' CLIP)."""
 
-    def __init__(self, spec: TowerSpec, select_layer: int, keep_class_token: bool, native: bool) -> None:
+    def __init__(self, spec: TowerSpec, select_layer: SelectLayer, keep_class_token: bool, native: bool) -> None:
         total = spec.vision["layers"]
         layers = _block_count(total, select_layer)
         if spec.size[0] % spec.vision["patch_size"] or spec.size[1] % spec.vision["patch_size"]:
             raise _bad_size(spec, spec.vision["patch_size"])
-        visual = _open_clip_visual(spec, layers=layers)
-        visual.ln_post, visual.proj = nn.Identity(), None
-        super().__init__(visual, spec.vision["width"], keep_class_token)
+        self.pooled = select_layer == "pooled"
+        pooling = {} if self.pooled else {"attentional_pool": False}
+        visual = _open_clip_visual(spec, layers=layers, **pooling)
+        visual.proj = None
+        width = visual.ln_post.normalized_shape[0]
+        if not self.pooled:
+            visual.ln_post = nn.Identity()
+        super().__init__(visual, width, keep_class_token)
         self.total, self.layers = total, layers
         self.native, self.transformers_names = native, spec.transformers_names
 
@@ -114,6 +119,8 @@ class VitTower(ClipEncoder):
                 return seen.tokens, seen.mask
             mask = torch.cat([torch.ones_like(seen.mask[:, :1]), seen.mask], dim=1)
             return torch.cat([seen.class_token[:, None], seen.tokens], dim=1), mask
+        if self.pooled:
+            return _single(self.visual(batch["pixels"].to(self.dtype)))
         found = self.visual.forward_intermediates(  # type: ignore[operator]
             batch["pixels"].to(self.dtype),
             indices=[self.layers - 1],
@@ -138,19 +145,24 @@ class ResNetTower(ClipEncoder):
 
     STAGES = ("stem", "layer1", "layer2", "layer3", "layer4")
 
-    def __init__(self, spec: TowerSpec, select_layer: int, keep_class_token: bool) -> None:
+    def __init__(self, spec: TowerSpec, select_layer: SelectLayer, keep_class_token: bool) -> None:
         if spec.size[0] % 32 or spec.size[1] % 32:
             raise _bad_size(spec, 32)
         visual = _open_clip_visual(spec)
         stages = _block_count(len(self.STAGES), select_layer)
         width = spec.vision["width"]
-        visual.attnpool = nn.Identity()
+        output_dim = [width, 4 * width, 8 * width, 16 * width, 32 * width][stages - 1]
+        pooled = select_layer == "pooled"
+        if not pooled:
+            visual.attnpool = nn.Identity()
         for later in self.STAGES[stages:]:
             setattr(visual, later, nn.Identity())
-        super().__init__(visual, [width, 4 * width, 8 * width, 16 * width, 32 * width][stages - 1], keep_class_token)
-        self.stages = stages
+        super().__init__(visual, spec.embed_dim if pooled else output_dim, keep_class_token)
+        self.stages, self.pooled = stages, pooled
 
     def features(self, batch: dict[str, Tensor]) -> Tensor:
+        if self.pooled:
+            return _single(self.visual(batch["pixels"].to(self.dtype)))
         found = self.visual.forward_intermediates(  # type: ignore[operator]
             batch["pixels"].to(self.dtype), indices=[self.stages - 1], intermediates_only=True
         )
@@ -164,17 +176,25 @@ class ResNetTower(ClipEncoder):
 class TimmTower(ClipEncoder):
     """A timm trunk in open_clip (EVA-CLIP, SigLIP, PE, MobileCLIP, ViTamin, ConvNeXt, Swin), one block or stage."""
 
-    def __init__(self, spec: TowerSpec, select_layer: int, keep_class_token: bool) -> None:
+    def __init__(self, spec: TowerSpec, select_layer: SelectLayer, keep_class_token: bool) -> None:
         trunk = _open_clip_visual(spec).trunk
         levels = list(trunk.feature_info)
         index = _block_count(len(levels), select_layer) - 1
-        super().__init__(trunk, levels[index]["num_chs"], keep_class_token)
+        self.pooled = select_layer == "pooled"
+        if self.pooled and spec.vision["timm_pool"] in ("abs_attn", "rot_attn"):
+            raise ConfigError(
+                [("select_layer", "this tower pools within its projection; take a layer")], "clip encoder"
+            )
+        super().__init__(trunk, trunk.head_hidden_size if self.pooled else levels[index]["num_chs"], keep_class_token)
         self.index = index
         self.resize_to = None if spec.size == _pair(spec.vision["image_size"]) else spec.size
 
     def finish(self) -> None:
         if self.resize_to is not None and hasattr(self.visual, "set_input_size"):  # ConvNets take any size as they are
             self.visual.set_input_size(self.resize_to)  # type: ignore[operator]
+        if self.pooled:
+            self.visual.reset_classifier(0)  # type: ignore[operator]  # the projection; the pooling stays
+            return
         self.visual.prune_intermediate_layers([self.index], prune_norm=True, prune_head=True)  # type: ignore[operator]
 
     @property
@@ -182,6 +202,8 @@ class TimmTower(ClipEncoder):
         return hasattr(self.visual, "num_prefix_tokens") and bool(self.visual.num_prefix_tokens)
 
     def features(self, batch: dict[str, Tensor]) -> Tensor:
+        if self.pooled:
+            return _single(self.visual(batch["pixels"].to(self.dtype)))
         extra = {"return_prefix_tokens": True} if self.keep_class_token else {}
         level = self.visual.forward_intermediates(  # type: ignore[operator]
             batch["pixels"].to(self.dtype), indices=[self.index], intermediates_only=True, **extra
@@ -198,19 +220,22 @@ class TimmTower(ClipEncoder):
 class SiglipTower(ClipEncoder):
     """transformers' ``SiglipVisionModel`` (SigLIP, and SigLIP 2 of fixed size). No class token."""
 
-    def __init__(self, spec: TowerSpec, select_layer: int, keep_class_token: bool) -> None:
+    def __init__(self, spec: TowerSpec, select_layer: SelectLayer, keep_class_token: bool) -> None:
         from transformers import SiglipVisionConfig, SiglipVisionModel
 
         total = spec.vision["num_hidden_layers"]
         numbers = spec.vision | {"num_hidden_layers": _block_count(total, select_layer), "image_size": spec.size[0]}
-        visual = SiglipVisionModel(SiglipVisionConfig(**numbers, vision_use_head=False))
-        visual.post_layernorm = nn.Identity()
+        self.pooled = select_layer == "pooled"
+        visual = SiglipVisionModel(SiglipVisionConfig(**numbers, vision_use_head=self.pooled))
+        if not self.pooled:
+            visual.post_layernorm = nn.Identity()
         super().__init__(visual, spec.vision["hidden_size"], keep_class_token)
         self.total, self.grid = total, spec.size[0] // spec.vision["patch_size"]
 
     def features(self, batch: dict[str, Tensor]) -> Tensor:
-        found: Tensor = self.visual(pixel_values=batch["pixels"].to(self.dtype)).last_hidden_state
-        return found
+        found = self.visual(pixel_values=batch["pixels"].to(self.dtype))
+        features: Tensor = _single(found.pooler_output) if self.pooled else found.last_hidden_state
+        return features
 
     def load(self, tensors: dict[str, Tensor], source: str) -> None:
         state = _strip(tensors, _prefix(tensors, "embeddings.patch_embedding.weight", source))
@@ -287,11 +312,18 @@ def _open_clip_visual(spec: TowerSpec, **changes: Any) -> Any:
         vision["image_size"] = spec.size
     if isinstance(vision["layers"], list):  # JSON and asdict give lists; ModifiedResNet wants a number for its pooling
         vision["image_size"] = spec.size[0]
-    return CLIP(64, vision, text, quick_gelu=spec.quick_gelu).visual
+    return CLIP(spec.embed_dim, vision, text, quick_gelu=spec.quick_gelu).visual
 
 
-def _block_count(total: int, select_layer: int) -> int:
+def _single(pooled: Tensor) -> Tensor:
+    """One feature per picture, (N, D), as (N, 1, D); a few poolings give the latter already."""
+    return pooled.reshape(len(pooled), 1, -1)
+
+
+def _block_count(total: int, select_layer: SelectLayer) -> int:
     """How many blocks run. Raises ``ConfigError`` when ``select_layer`` lies before the first."""
+    if select_layer == "pooled":
+        return total
     count = total + 1 + select_layer
     if count < 1:
         raise ConfigError([("select_layer", f"found {select_layer}, expected -{total} to -1")], "clip encoder")
@@ -344,6 +376,8 @@ def _from_transformers_clip(tensors: dict[str, Tensor], source: str) -> dict[str
         "embeddings.position_embedding.weight": "positional_embedding",
         "pre_layrnorm.weight": "ln_pre.weight",
         "pre_layrnorm.bias": "ln_pre.bias",
+        "post_layernorm.weight": "ln_post.weight",
+        "post_layernorm.bias": "ln_post.bias",
     }
     parts = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
     parts["self_attn.out_proj"] = "attn.out_proj"

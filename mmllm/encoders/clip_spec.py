@@ -54,6 +54,7 @@ class TowerSpec:
     """``layout`` names the reference class: open_clip's ``CLIP.visual`` (arguments ``vision``) or transformers' Siglip.
 
     ``size`` is (height, width) in pixels. ``transformers_names`` tells that the weights carry transformers' CLIP names.
+    ``embed_dim`` is the width of CLIP's shared space, in which a few towers' own pooling ends.
     """
 
     layout: Literal["open_clip", "siglip"]
@@ -61,6 +62,7 @@ class TowerSpec:
     size: tuple[int, int]
     quick_gelu: bool = False
     transformers_names: bool = False
+    embed_dim: int = 64
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
 
 
@@ -148,9 +150,8 @@ def from_open_clip(model_cfg: dict[str, Any], preprocess: dict[str, Any], source
         vision = CLIPVisionCfg(**model_cfg["vision_cfg"])
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{source}: no open_clip vision_cfg ({error})") from error
-    # What only concerns training or the pooled output of the tower is not wanted here.
-    vision = replace(vision, patch_dropout=0.0, attentional_pool=False, output_tokens=False)
-    vision = replace(vision, timm_model_pretrained=False)
+    # What only concerns training is not wanted here.
+    vision = replace(vision, patch_dropout=0.0, output_tokens=False, timm_model_pretrained=False)
     size = vision.image_size
     keys = ("mean", "std", "interpolation", "resize_mode", "fill_color")
     known = {k: preprocess[k] for k in keys if preprocess.get(k) is not None}
@@ -160,6 +161,7 @@ def from_open_clip(model_cfg: dict[str, Any], preprocess: dict[str, Any], source
         asdict(vision),
         (size, size) if isinstance(size, int) else (size[0], size[1]),
         bool(model_cfg.get("quick_gelu", False)),
+        embed_dim=model_cfg.get("embed_dim", 64),
         preprocessing=Preprocessing(**known),
     )
 
@@ -214,9 +216,10 @@ def _compare(config: ClipConfig, declared: TowerSpec, found: TowerSpec) -> None:
         kind = "transformers' SigLIP" if found.layout == "siglip" else "CLIP"
         names = "transformers" if found.transformers_names or found.layout == "siglip" else "open_clip"
         raise CheckpointError(f"{config.pretrained} is a {kind} in {names} layout, the YAML describes another tower")
-    # These concern dropout and the pooled output, which is not built.
-    free = {"timm_drop", "timm_drop_path", "timm_pool", "timm_proj", "timm_proj_bias", "pool_type"}
-    free.add("final_ln_after_pool")
+    # These concern dropout and the projection, which are not built, and a pooled output that is not asked for.
+    free = {"timm_drop", "timm_drop_path", "timm_proj", "timm_proj_bias"}
+    if config.select_layer != "pooled":
+        free |= {"timm_pool", "pool_type", "final_ln_after_pool", "attentional_pool"}
     differences = [
         f"{key}: {declared.vision[key]!r} in the YAML, {found.vision[key]!r} in the checkpoint"
         for key in found.vision

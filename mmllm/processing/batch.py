@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
-OBJECTIVES = ("text", "condition", "denoise")
+OBJECTIVES = ("text", "condition", "denoise", "contrastive", "decision")
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,17 @@ class Span:
 class Made:
     """One medium that the assistant makes: its signal tokens from token ``start`` on, what it shows, and the tensor of
     the target (None when it is not wanted or not given).
+
+    ``seen`` is what the encoder of its modality takes of it (None likewise); ``retrieved`` whether it is an existing
+    medium (None where the data do not say).
     """
 
     modality: str
     start: int
     caption: str | None
     target: Tensor | None
+    seen: dict[str, Tensor] | None = None
+    retrieved: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +77,9 @@ class MadeBatch:
     """What the assistant makes of one modality in a batch: N items.
 
     ``positions (N, K)`` are flat indices of their signal tokens into B*T. Item ``captioned[i]`` shows ``captions[i]``; item
-    ``drawn[i]`` has the target ``targets[i]`` (None without any).
+    ``drawn[i]`` has the target ``targets[i]`` (None without any). ``seen`` is what the modality's encoder takes of the
+    items ``shown`` (None without any). Of item ``decided[i]`` the data say whether it exists, ``retrieved[i]`` (1), or is
+    generated (0).
     """
 
     positions: Tensor
@@ -79,12 +87,18 @@ class MadeBatch:
     captioned: Tensor
     targets: Tensor | None
     drawn: Tensor
+    seen: dict[str, Tensor] | None
+    shown: Tensor
+    decided: Tensor
+    retrieved: Tensor
 
     def to(self, device: torch.device | str) -> MadeBatch:
-        targets = None if self.targets is None else self.targets.to(device, non_blocking=True)
-        tensors = (t.to(device) for t in (self.positions, self.captioned, self.drawn))
-        positions, captioned, drawn = tensors
-        return MadeBatch(positions, self.captions, captioned, targets, drawn)
+        def moved(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: moved(tensor) for name, tensor in value.items()}
+            return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+
+        return MadeBatch(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})
 
 
 @dataclass
@@ -115,6 +129,8 @@ class Batch:
             "text": self.tokens,
             "condition": sum(len(made.captions) for made in self.made.values()),
             "denoise": sum(len(made.drawn) for made in self.made.values()),
+            "contrastive": sum(len(made.shown) for made in self.made.values()),
+            "decision": sum(len(made.decided) for made in self.made.values()),
         }
 
     def to(self, device: torch.device | str) -> Batch:

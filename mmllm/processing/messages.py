@@ -10,6 +10,7 @@ from typing import Any
 from mmllm.errors import DataError
 
 ROLES = ("system", "user", "assistant")
+SOURCES = ("generated", "retrieved")
 
 
 @dataclass(frozen=True)
@@ -17,12 +18,13 @@ class Part:
     """One content part. ``type`` is ``text`` or a modality; ``value`` is the text, or a path, bytes or data URL.
 
     ``caption`` says in words what a medium of the assistant shows. A part of the assistant may have a caption alone
-    (``value`` None): enough to learn its condition from.
+    (``value`` None): enough to learn its condition from. ``source`` is ``generated`` or ``retrieved``, where it is told.
     """
 
     type: str
     value: str | bytes | None
     caption: str | None = None
+    source: str | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def parse_messages(messages: Sequence[Any], where: str = "messages") -> tuple[Me
     """Read messages in the usual chat layout: ``[{"role": …, "content": "text" | [parts]}, …]``.
 
     A part is ``{"type": "text", "text": …}`` or ``{"type": <modality>, "path" | "url" | "data" | <modality>: …}`` where the
-    value is a path, a ``data:`` URL or bytes; an assistant's medium may have a ``caption`` with it, or instead.
+    value is a path, a ``data:`` URL or bytes; an assistant's medium may have a ``caption`` with it, or instead, and say
+    whether it is ``generated`` or ``retrieved`` as its ``source``.
     Existing ``Message`` objects pass through. Raises ``DataError`` naming ``where``.
     """
     if isinstance(messages, (str, bytes)) or not isinstance(messages, Sequence):
@@ -107,13 +110,16 @@ def _part(part: Any, where: str, made: bool) -> Part:
     caption = part.get("caption") if made and kind != "text" else None
     if caption is not None and not isinstance(caption, str):
         raise DataError(f"{where}: caption is {type(caption).__name__}, expected a string")
+    source = part.get("source") if made and kind != "text" else None
+    if source not in (None, *SOURCES):
+        raise DataError(f"{where}: source {source!r}; expected {' or '.join(SOURCES)}")
     for key in ("text",) if kind == "text" else ("path", "url", "data", kind):
         value = part.get(key)
         if isinstance(value, (str, bytes)) and (kind != "text" or isinstance(value, str)):
-            return Part(kind, value, caption)
+            return Part(kind, value, caption, source)
         if isinstance(value, Path):
-            return Part(kind, str(value), caption)
+            return Part(kind, str(value), caption, source)
     if caption is not None:
-        return Part(kind, None, caption)
+        return Part(kind, None, caption, source)
     wanted = '"text"' if kind == "text" else f'"path", "url", "data" or "{kind}" with a path, data URL or bytes'
     raise DataError(f"{where}: a {kind} part needs {wanted}; found keys {sorted(map(str, part))}")

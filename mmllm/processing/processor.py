@@ -54,11 +54,15 @@ class Modality:
 
 @dataclass(frozen=True)
 class Signals:
-    """The signal tokens of one output, ``first`` to ``first + count - 1``, and how a target of it is read."""
+    """The signal tokens of one output, ``first`` to ``first + count - 1``, and how a target of it is read.
+
+    ``retrieval`` tells that its media are also looked at by the encoder of the input of the same name.
+    """
 
     first: int
     count: int
     target: Target | None
+    retrieval: bool
 
     @property
     def ids(self) -> range:
@@ -104,9 +108,9 @@ class Processor:
             for name, part in config.inputs.items()
         }
         self.vocab_rows = vocab_rows
-        self._targets = False
+        self._targets = self._shown = False
         self.signals = {
-            name: Signals(ids[f"<{name}:0>"], part.signal_tokens, (targets or {}).get(name))
+            name: Signals(ids[f"<{name}:0>"], part.signal_tokens, (targets or {}).get(name), part.retrieval is not None)
             for name, part in config.outputs.items()
         }
         stop = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -139,10 +143,12 @@ class Processor:
             written["signal_tokens"] = {name: list(signals.ids) for name, signals in self.signals.items()}
         (folder / "processor.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
-    def reading_targets(self, wanted: bool) -> Processor:
-        """This processor, reading the files of what the assistant makes as well, or leaving them alone (the default)."""
+    def reading_targets(self, wanted: bool, *, shown: bool = False) -> Processor:
+        """This processor, reading the files of what the assistant makes as well, or leaving them alone (the default):
+        as what the generators are to make, and with ``shown`` as what the encoders see, where there are retrieval heads.
+        """
         other = copy(self)
-        other._targets = wanted
+        other._targets, other._shown = wanted, shown
         return other
 
     def encode_sample(self, sample: Sample, max_length: int) -> Encoded:
@@ -203,11 +209,14 @@ class Processor:
             if made:
                 signals = self.signals[part.type]
                 target = self._target(part, root) if self._targets else None
-                encoded.made.append(Made(part.type, len(encoded.ids), part.caption, target))
+                wanted = self._shown and signals.retrieval and part.value is not None
+                seen = self.load(part, root) if wanted else None
+                retrieved = None if part.source is None else part.source == "retrieved"
+                encoded.made.append(Made(part.type, len(encoded.ids), part.caption, target, seen, retrieved))
                 encoded.ids.extend(signals.ids)
                 encoded.supervised.extend([not generation_prompt] * signals.count)
                 continue
-            modality, item = self.modalities[part.type], self._load(part, root)
+            modality, item = self.modalities[part.type], self.load(part, root)
             count = modality.projector.num_outputs(modality.preprocessor.num_tokens(item))
             start, end = ([m] for m in modality.markers) if modality.markers else ([], [])
             encoded.spans.append(Span(part.type, len(encoded.ids) + len(start), count, item))
@@ -231,7 +240,8 @@ class Processor:
             return None
         return target(self._decoded(part, root, target.media, target.decode_options))
 
-    def _load(self, part: Part, root: Path | None) -> dict[str, Tensor]:
+    def load(self, part: Part, root: Path | None) -> dict[str, Tensor]:
+        """What the encoder of ``part.type`` takes of a medium, without a batch axis. Raises ``MediaError``."""
         preprocessor = self.modalities[part.type].preprocessor
         decoded = self._decoded(part, root, preprocessor.media, preprocessor.decode_options)
         try:
@@ -291,12 +301,18 @@ class Processor:
         positions = torch.stack([torch.arange(start, start + count) for start, _ in placed])
         captions = [(i, made.caption) for i, (_, made) in enumerate(placed) if made.caption is not None]
         targets = [(i, made.target) for i, (_, made) in enumerate(placed) if made.target is not None]
+        shown = [(i, made.seen) for i, (_, made) in enumerate(placed) if made.seen is not None]
+        decided = [(i, made.retrieved) for i, (_, made) in enumerate(placed) if made.retrieved is not None]
         return MadeBatch(
             positions,
             [caption for _, caption in captions],
             torch.tensor([i for i, _ in captions], dtype=torch.int64),
             torch.stack([target for _, target in targets]) if targets else None,
             torch.tensor([i for i, _ in targets], dtype=torch.int64),
+            self.modalities[name].preprocessor.collate([seen for _, seen in shown]) if shown else None,
+            torch.tensor([i for i, _ in shown], dtype=torch.int64),
+            torch.tensor([i for i, _ in decided], dtype=torch.int64),
+            torch.tensor([retrieved for _, retrieved in decided], dtype=torch.int64),
         )
 
 

@@ -11,7 +11,8 @@ from mmllm.projectors.base import Projector
 class MLPProjector(Projector):
     """Linear layers with GELU between, applied to every group of ``stack`` neighbouring features.
 
-    ``(N, S, D)`` becomes ``(N, ceil(S / stack), output_dim)``; the last group of an item is filled up with zeros.
+    ``(N, S, D)`` becomes ``(N, ceil(S / stack) * expand, output_dim)``: the last group of an item is filled up with
+    zeros, and every group gives ``expand`` outputs, one behind the other.
     """
 
     def __init__(
@@ -21,11 +22,12 @@ class MLPProjector(Projector):
         depth: int = 2,
         hidden_dim: int | None = None,
         stack: int = 1,
+        expand: int = 1,
         norm: bool = False,
     ) -> None:
         super().__init__()
-        self.stack = stack
-        widths = [input_dim * stack, *[hidden_dim or output_dim] * (depth - 1), output_dim]
+        self.stack, self.expand = stack, expand
+        widths = [input_dim * stack, *[hidden_dim or output_dim] * (depth - 1), output_dim * expand]
         self.norm = nn.LayerNorm(input_dim) if norm else nn.Identity()
         layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
         for i in range(1, depth):
@@ -43,4 +45,5 @@ class MLPProjector(Projector):
             features = features.reshape(n, s // self.stack, self.stack * d)
             mask = mask.reshape(n, s // self.stack, self.stack).any(dim=-1)
         out: Tensor = self.layers(features)
-        return out, mask
+        n, s, d = out.shape
+        return out.reshape(n, s * self.expand, d // self.expand), mask.repeat_interleave(self.expand, dim=1)

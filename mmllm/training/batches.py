@@ -106,7 +106,10 @@ class StepDataset(Dataset[StepData]):
         for slot in range(math.ceil(math.ceil(len(whole) / self.world) / size)):
             chunk = encoded[slot * size : (slot + 1) * size]
             filler = chunk or encoded[:1] or [self._load(whole[0], whole, None)]
-            data.micro.append((self.processor.collate(filler), 1.0 if chunk else 0.0))
+            batch = self.processor.collate(filler)
+            if not chunk:
+                batch.made = {}  # a filler's media must not be among those that others are told apart from
+            data.micro.append((batch, 1.0 if chunk else 0.0))
         return data
 
     def _load(self, index: int, whole: list[int], data: StepData | None) -> Encoded:

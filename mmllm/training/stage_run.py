@@ -63,7 +63,9 @@ class StageRun:
         check_modalities(stage, self.parts, self.data)
         freeze(model, self.parts, gradient_checkpointing=stage.gradient_checkpointing)
         rank, world = accelerator.process_index, accelerator.num_processes
-        processor = run.processor.reading_targets("denoise" in stage.objectives)
+        processor = run.processor.reading_targets(
+            "denoise" in stage.objectives, shown="contrastive" in stage.objectives
+        )
         self.steps = StepDataset(self.data, processor, stage, rank=rank, world=world)
         self.eval_data = StageData(stage.eval_data, run.config.seed, run.context) if stage.eval_data else None
         if self.eval_data is not None:

@@ -101,6 +101,8 @@ def test_an_unknown_architecture_is_suggested() -> None:
         ({"arch": "ViT-B-32", "fit": "native", "min_patches": 9, "max_patches": 4}, "beyond `max_patches: 4`"),
         ({"arch": "ViT-B-32", "fit": "native", "image_size": 64}, "give `max_patches` instead"),
         ({"arch": "ViT-B-32", "select_layer": 0}, "less than or equal to -1"),
+        ({"arch": "ViT-B-32", "select_layer": "pooled", "fit": "native"}, "leave out `fit: native`"),
+        ({"arch": "ViT-B-32", "select_layer": "pooled", "keep_class_token": True}, "leave out `keep_class_token`"),
     ],
 )
 def test_contradictions_in_the_config(options: dict[str, Any], message: str) -> None:

@@ -96,6 +96,19 @@ def test_open_clip_towers(tmp_path: Path, name: str) -> None:
         torch.testing.assert_close(features, expected, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("name", TOWERS)
+def test_open_clip_pooled(tmp_path: Path, name: str) -> None:
+    """The tower's own pooling without the projection. Measured: 0 for every tower; allowed 1e-6."""
+    reference = write_open_clip(tmp_path / "clip", TOWERS[name], quick_gelu=name == "clipa").visual
+    features, mask, batch = ours(tmp_path / "clip", select_layer="pooled")
+    reference.proj, reference.output_tokens = None, False
+    with torch.no_grad():
+        expected = (reference.trunk if name.startswith("timm") else reference)(batch["pixels"])
+    assert features.shape == (3, 1, expected.shape[1])
+    assert mask.all()
+    torch.testing.assert_close(features[:, 0], expected, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["vit", "timm_vit"])
 def test_open_clip_class_token(tmp_path: Path, name: str) -> None:
     """Measured: 0; allowed 1e-6."""
@@ -172,6 +185,10 @@ def test_transformers_clip(tmp_path: Path, saved: str, activation: str) -> None:
         with torch.no_grad():
             expected = tower(batch["pixels"], output_hidden_states=True).hidden_states[select_layer]
         torch.testing.assert_close(features, expected, atol=5e-6, rtol=0)
+    features, _, batch = ours(tmp_path / "clip", select_layer="pooled")
+    with torch.no_grad():
+        expected = tower(batch["pixels"]).pooler_output[:, None]
+    torch.testing.assert_close(features, expected, atol=5e-6, rtol=0)
 
 
 @pytest.mark.parametrize("saved", ["SiglipModel", "SiglipVisionModel"])
@@ -195,6 +212,9 @@ def test_transformers_siglip(tmp_path: Path, saved: str) -> None:
             for layer in tower.encoder.layers[: LAYERS + 1 + select_layer]:
                 seen = layer(seen, None)
         torch.testing.assert_close(features, seen, atol=1e-6, rtol=0)
+    features, _, batch = ours(tmp_path / "siglip", select_layer="pooled")
+    with torch.no_grad():
+        torch.testing.assert_close(features[:, 0], tower(batch["pixels"]).pooler_output, atol=1e-6, rtol=0)
 
 
 def test_transformers_preprocessing(tmp_path: Path) -> None:

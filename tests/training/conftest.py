@@ -1,4 +1,5 @@
-"""Lets the tests of this folder import ``systems``, and spares them the plots (``test_report`` draws them)."""
+"""Lets the tests of this folder import ``systems``, and ``squares`` of the retrieval tests; spares them the plots
+(``test_report`` draws them)."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parent.parent / "retrieval"))
 
 
 @pytest.fixture(autouse=True)
