@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 
@@ -14,7 +14,7 @@ from mmllm.config.load import load as load_config
 from mmllm.errors import CheckpointError, MediaError, MmllmError, brief
 from mmllm.generation import Decoding, TextStream, decode
 from mmllm.making import Maker
-from mmllm.model import MultimodalLM
+from mmllm.model import MultimodalLM, Output
 from mmllm.processing.processor import Processor
 from mmllm.replies import Media, Reply, Truncated
 from mmllm.retrieval import MediaIndex, Retrieval, Rule, load_index
@@ -51,6 +51,14 @@ class Assistant:
     def makes(self) -> tuple[str, ...]:
         """The modalities it makes beside text."""
         return tuple(self.processor.signals)
+
+    @property
+    def making(self) -> dict[str, dict[str, float]]:
+        """The generators' own numbers by modality, ``{"image": {"steps": 50, "guidance": 7.5}}``: what ``media`` can change.
+
+        A number that a generator does not have is left out.
+        """
+        return {name: cast(Output, self.model.outputs[name]).frozen().defaults() for name in self.makes}
 
     @overload
     def chat(

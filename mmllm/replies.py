@@ -41,6 +41,11 @@ class Media:
         """Whether it is done without a result, because it was stopped."""
         return self._future.done() and self._future.exception() is None and self._future.result() is None
 
+    @property
+    def failed(self) -> bool:
+        """Whether it is done without a result, because the generator raised an error; ``result`` raises it."""
+        return self._future.done() and self._future.exception() is not None
+
     def result(self, timeout: float | None = None) -> Artifact:
         """Wait for the medium: a ``PIL.Image``, a ``Sound`` or a ``Clip``.
 

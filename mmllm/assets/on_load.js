@@ -1,8 +1,28 @@
-// What the page does by itself in the browser. Answers with this tab's key, which outlives a reload but not the tab.
+// What the page does by itself in the browser. Answers with this tab's key, which outlives a reload but not the tab, and
+// with the conversation that the browser kept for it.
 async () => {
   const inside = (event, selector) => event.target instanceof Element && event.target.closest(selector);
   const box = () => document.querySelector("#box textarea");
   box()?.setAttribute("aria-label", "Message");
+
+  // A server that was started again does not know this page, so the page loads again and brings its conversation along.
+  let server = null;
+  let lost = false;
+  const watch = async () => {
+    const found = await fetch("gradio_api/app_id", { cache: "no-store" }).then((answer) => answer.json()).catch(() => null);
+    lost = !found;
+    server ??= found?.app_id;
+    if (found && found.app_id !== server) return location.reload();
+    setTimeout(watch, 2000);
+  };
+  watch();
+  // Words that were not sent yet outlive that, and any other loading of the page.
+  addEventListener("pagehide", () => sessionStorage.setItem("mmllm-draft", box()?.value ?? ""));
+  const draft = sessionStorage.getItem("mmllm-draft");
+  if (draft && box() && !box().value) {
+    box().value = draft;
+    box().dispatchEvent(new Event("input", { bubbles: true }));
+  }
 
   // A message is not sent without the sound that is being recorded or the file that is on its way.
   const note = document.createElement("p");
@@ -12,9 +32,13 @@ async () => {
   const hold = (event) => {
     const recording = document.querySelector("#box :is([aria-label='Stop recording'], [aria-label='Attach audio'])");
     const uploading = document.querySelector("#box .loader");
-    const first = recording ? "Stop and attach the recording first, or clear it." : "The file is still on its way.";
-    note.textContent = recording || uploading ? first : "";
-    if (recording || uploading) {
+    const reasons = [
+      recording && "Stop and attach the recording first, or clear it.",
+      uploading && "The file is still on its way.",
+      lost && "The server does not answer. The page goes on when it is back.",
+    ];
+    note.textContent = reasons.find(Boolean) ?? "";
+    if (note.textContent) {
       event.preventDefault();
       event.stopImmediatePropagation();
     }
@@ -53,11 +77,12 @@ async () => {
       navigator.locks.request("mmllm-chat " + name, { signal: AbortSignal.timeout(500) }, live).catch(() => resolve(false));
     });
   let key = sessionStorage.getItem("mmllm-chat");
-  if (!key || !(await held(key))) {
+  const copied = !key || !(await held(key));
+  if (copied) {
     const bytes = crypto.getRandomValues(new Uint8Array(16));
     key = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
     sessionStorage.setItem("mmllm-chat", key);
     held(key);
   }
-  return key;
+  return [key, await window.mmllmChats.last(copied)];
 }

@@ -8,8 +8,8 @@ import mimetypes
 import tempfile
 import threading
 import uuid
-from collections.abc import Generator, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -24,20 +24,25 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     "audio": (".wav", ".mp3", ".flac", ".ogg", ".opus"),
 }
-PLURALS: dict[str, str] = {"image": "pictures", "audio": "sounds"}
+PLURALS: dict[str, str] = {"image": "pictures", "audio": "sounds", "video": "clips"}
 
 
 POLL_SECONDS = 0.2  # how often a page hears of a medium in the making
 
 
 class Assistant(Protocol):
-    """What the chat needs of a model: the modalities it takes, and replies as a stream of text pieces and media.
+    """What the chat needs of a model: the modalities it takes and makes, and replies as a stream of text pieces and media.
 
     ``options`` are the fields of ``Sampling`` and ``stop``, a ``threading.Event`` that ends the reply within one token.
+    ``making`` are the generators' own numbers, ``{"image": {"steps": 50, "guidance": 7.5}}``, for each modality it makes;
+    ``media`` changes them, and is only given to an assistant that makes something.
     """
 
     @property
     def modalities(self) -> tuple[str, ...]: ...
+
+    @property
+    def making(self) -> Mapping[str, Mapping[str, float]]: ...
 
     def chat(
         self,
@@ -48,18 +53,30 @@ class Assistant(Protocol):
         temperature: float = ...,
         top_p: float = ...,
         seed: int | None = ...,
+        media: Mapping[str, Mapping[str, Any]] | None = ...,
         stop: threading.Event | None = ...,
     ) -> Iterator[str | Media | Truncated]: ...
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next words are chosen. ``temperature`` 0 is greedy; ``seed`` None draws a new one each time."""
+    """How the next words are chosen. ``temperature`` 0 is greedy; ``seed`` None draws a new one each time.
+
+    ``media`` changes how the generators draw, ``{"image": {"steps": 20}}``; modalities that the assistant does not make
+    are passed over, so that the numbers can stay when the model changes.
+    """
 
     max_new_tokens: int = 256
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    media: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def options(self, assistant: Assistant) -> dict[str, Any]:
+        """The keyword arguments of ``assistant.chat``."""
+        words = {item.name: getattr(self, item.name) for item in fields(self)}
+        media = {name: options for name, options in words.pop("media").items() if name in assistant.making}
+        return {**words, "media": media} if media else words
 
 
 @dataclass
@@ -67,11 +84,13 @@ class ChatSession:
     """A conversation of user and assistant turns by turns, kept as a list of messages with content parts.
 
     Text parts are ``{"type": "text", "text": …}``, media parts ``{"type": <modality>, "path": …}``; one that the assistant
-    is still making has ``"making": Media`` in place of a path. While a reply streams, what there is of it already stands
-    in ``messages``, so a reply that was stopped or cut off is never lost. Made files lie in a folder that goes away with
-    the session.
+    is still making has ``"making": Media`` in place of a path, one whose file was not kept ``"missing": <its name>``.
+    While a reply streams, what there is of it already stands in ``messages``, so a reply that was stopped or cut off is
+    never lost. Files of the session's own lie in a folder that goes away with it, made inside ``folder`` (the system's
+    place for temporary files by default).
     """
 
+    folder: Path | None = None
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     messages: list[dict[str, Any]] = field(default_factory=list)
     system_prompt: str = ""
@@ -118,7 +137,8 @@ class ChatSession:
         Ends early after ``stop()``, also when ``stop()`` came between the user turn and this call. However it ends, the
         model is told to stop. If it fails or is given up before its first piece, the history is as it was before.
         Raises ``DataError`` when there is nothing to answer, the assistant does not take one of the files or its answer
-        was cut off within a medium, and whatever the assistant raises.
+        was cut off within a medium, and whatever the assistant raises. A medium that fails is told when all the others
+        are there.
         """
         if not self.waiting:
             raise DataError("There is no question to answer yet.")
@@ -127,18 +147,23 @@ class ChatSession:
             media_part(path, modalities)
         stop = self._stop
         self.idle.clear()
-        asked = self.request()
+        asked = [_sendable(message, assistant) for message in self.request()]
         answer: dict[str, Any] = {"role": "assistant", "content": [{"type": "text", "text": ""}]}
         self.messages.append(answer)
         try:
             if stop.is_set():
                 return
-            for piece in assistant.chat(asked, stream=True, stop=stop, **asdict(sampling)):
+            for piece in assistant.chat(asked, stream=True, stop=stop, **sampling.options(assistant)):
                 _add_piece(answer["content"], piece)
+                self._keep_finished(answer["content"])
                 yield text_of(answer)
                 if stop.is_set():
                     return
-            for _ in self._finish(answer["content"]):
+            while waiting := [part["making"] for part in answer["content"] if "making" in part]:
+                if all(media.failed for media in waiting):
+                    waiting[0].result()  # raises
+                next(media for media in waiting if not media.failed).wait(POLL_SECONDS)
+                self._keep_finished(answer["content"])
                 yield text_of(answer)
         except BaseException:
             if _is_empty(answer) and self.messages and self.messages[-1] is answer:
@@ -151,28 +176,32 @@ class ChatSession:
             if not answer["content"]:
                 answer["content"].append({"type": "text", "text": ""})
 
-    def _finish(self, content: list[dict[str, Any]]) -> Iterator[None]:
-        """Wait for the media of an answer and keep them as files."""
-        for part in content:
-            if "making" not in part:
-                continue
+    def _keep_finished(self, content: list[dict[str, Any]]) -> None:
+        """Keep the media that are done as files; what was stopped goes."""
+        for part in [part for part in content if "making" in part and part["making"].wait(0)]:
             media = part["making"]
-            while not media.wait(POLL_SECONDS):
-                yield
-            if not media.stopped:
-                path = self._made / f"{uuid.uuid4().hex}{media.suffix}"
+            if media.stopped:
+                content.remove(part)
+            elif not media.failed:
+                number = sum(path.name.startswith(f"{media.type}-") for path in self.files("assistant")) + 1
+                path = self.new_file(f"{media.type}-{number}{media.suffix}")
                 media.save(path)
                 del part["making"]
                 part["path"] = str(path)
                 if media.path is not None:
                     part["source"] = media.source
-            yield
+
+    def new_file(self, name: str) -> Path:
+        """A path called ``name``, for a file that goes away with the session."""
+        place = self._place / uuid.uuid4().hex
+        place.mkdir()
+        return place / name
 
     @cached_property
-    def _made(self) -> Path:
+    def _place(self) -> Path:
         # The object deletes its folder when it goes, so it must live as long as the session.
-        self._folder = tempfile.TemporaryDirectory(prefix="mmllm-made-", ignore_cleanup_errors=True)
-        return Path(self._folder.name)
+        self._temporary = tempfile.TemporaryDirectory(prefix="mmllm-chat-", dir=self.folder, ignore_cleanup_errors=True)
+        return Path(self._temporary.name)
 
     def request(self) -> list[dict[str, Any]]:
         """The messages as the assistant gets them: the system prompt, if any, then the conversation."""
@@ -204,7 +233,7 @@ class ChatSession:
         self.retry(index)
         self.stop()
         taken = self.messages.pop()
-        return text_of(taken), [part["path"] for part in taken["content"] if part["type"] != "text"]
+        return text_of(taken), [part["path"] for part in taken["content"] if "path" in part]
 
     def edit(self, index: int, text: str) -> None:
         """Change the text of the user turn at ``index`` and drop all that follows; its files stay."""
@@ -248,7 +277,7 @@ class ChatSession:
         messages = []
         for message in self.request():
             content = message["content"]
-            parts = content if isinstance(content, str) else [_portable(p) for p in content if "making" not in p]
+            parts = content if isinstance(content, str) else [portable(part) for part in content if is_whole(part)]
             messages.append({"role": message["role"], "content": parts})
         return json.dumps({"id": self.id, "messages": messages}, indent=2)
 
@@ -280,6 +309,11 @@ def known_modalities(assistant: Assistant) -> tuple[str, ...]:
     return tuple(modality for modality in assistant.modalities if modality in SUFFIXES)
 
 
+def plural(modality: str) -> str:
+    """What people call media of that kind."""
+    return PLURALS.get(modality, modality)
+
+
 def file_types(modalities: Sequence[str]) -> list[str]:
     """The file endings a file chooser should offer for ``modalities``."""
     return [suffix for modality in modalities for suffix in SUFFIXES[modality]]
@@ -296,10 +330,26 @@ def media_part(path: Path, modalities: Sequence[str]) -> dict[str, str]:
     raise DataError(f"{path.name}: this assistant takes {takes}{f' ({endings})' if endings else ''}.")
 
 
-def _portable(part: dict[str, Any]) -> dict[str, Any]:
+def is_whole(part: dict[str, Any]) -> bool:
+    """Whether a content part is there: text, or a medium with its file."""
+    return "text" in part or "path" in part
+
+
+def portable(part: dict[str, Any]) -> dict[str, Any]:
+    """A content part with the file's bytes in it, as a data URL, in place of its path."""
     if part["type"] == "text":
         return part
     path = Path(part["path"])
     kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
     data = base64.b64encode(path.read_bytes()).decode("ascii")
     return {"type": part["type"], "name": path.name, "data": f"data:{kind};base64,{data}"}
+
+
+def _sendable(message: dict[str, Any], assistant: Assistant) -> dict[str, Any]:
+    """A message as ``assistant`` gets it: without what is not there, and what an other model made that this one cannot."""
+    if isinstance(message["content"], str):
+        return message
+    parts = [part for part in message["content"] if is_whole(part)]
+    if message["role"] == "assistant":
+        parts = [part for part in parts if part["type"] in ("text", *assistant.making)]
+    return {"role": message["role"], "content": parts}

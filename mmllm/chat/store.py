@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from pathlib import Path
 
 from mmllm.chat.session import ChatSession
 
@@ -15,11 +16,12 @@ class SessionStore:
 
     A key is a secret that the tab drew at random. Shorter ones than ``MIN_KEY_LENGTH`` could be guessed, so what they
     open is never kept. A page (one loading of a tab) has one conversation, whichever of its requests comes first:
-    a question, or the key. Safe to share by threads.
+    a question, or the key. ``folder`` is where they put their files. Safe to share by threads.
     """
 
-    def __init__(self, capacity: int = 200) -> None:
+    def __init__(self, capacity: int = 200, folder: Path | None = None) -> None:
         self.capacity = capacity
+        self.folder = folder
         self._lock = threading.Lock()
         self._by_key: OrderedDict[str, ChatSession] = OrderedDict()
         self._by_page: OrderedDict[str, ChatSession] = OrderedDict()
@@ -28,7 +30,7 @@ class SessionStore:
     def of_page(self, page: str) -> ChatSession:
         """The conversation of the page with the id ``page``, which asks something; a new one at its first request."""
         with self._lock:
-            session = self._by_page.setdefault(page, ChatSession())
+            session = self._by_page.setdefault(page, ChatSession(self.folder))
             self._newest(self._by_page, page)
             self._asked = (self._asked | {page}) & self._by_page.keys()
             return session
@@ -43,7 +45,7 @@ class SessionStore:
         with self._lock:
             kept = len(key) >= MIN_KEY_LENGTH
             if page not in self._by_page:
-                self._by_page[page] = (self._by_key.get(key) if kept else None) or ChatSession()
+                self._by_page[page] = (self._by_key.get(key) if kept else None) or ChatSession(self.folder)
             session = self._by_page[page]
             self._newest(self._by_page, page)
             if kept:

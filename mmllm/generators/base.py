@@ -140,6 +140,11 @@ class Generator(nn.Module):
         ``Target``; differentiable in ``condition``.
         """
 
+    def defaults(self) -> dict[str, float]:
+        """``steps`` and ``guidance`` as they are when no call says otherwise; without those that do not apply."""
+        numbers = {"steps": self.sampling.steps, "guidance": self.sampling.guidance}
+        return {name: value for name, value in numbers.items() if value is not None}
+
     @abstractmethod
     def generate(
         self,

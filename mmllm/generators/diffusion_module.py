@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -114,6 +115,11 @@ class LatentDiffusion(Generator):
         condition, or that of the text ``negative``. None where the pipeline makes it itself.
         """
         return self.encode([""] * count, None if negative is None else [negative] * count)[1]
+
+    def defaults(self) -> dict[str, float]:
+        call = inspect.signature(self.pipeline.__call__).parameters
+        names = {"steps": "num_inference_steps", "guidance": "guidance_scale"}
+        return {name: call[argument].default for name, argument in names.items()} | super().defaults()
 
     # Training ---------------------------------------------------------------------------------------------------------
     @abstractmethod

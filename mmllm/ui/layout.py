@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 
-from mmllm.chat.session import SUFFIXES, file_types
+from mmllm.chat.kept import MAX_CHATS, MAX_MEDIA_BYTES
+from mmllm.chat.session import SUFFIXES, file_types, plural
 from mmllm.chat.shelf import EMBEDDED
 from mmllm.ui.assets import EXAMPLES, example_files
 
@@ -14,6 +17,13 @@ ABOUT = (
     "Ask about a picture or a sound. The embedded assistant is very small: it knows simple shapes, everyday sounds and "
     "spoken digits, not the wide world, and it makes mistakes. Everything stays on this computer."
 )
+KEPT = (
+    f"This browser keeps the latest {MAX_CHATS} chats, each with up to {MAX_MEDIA_BYTES // 2**20} MB of its latest pictures "
+    "and sounds; of older ones the name stays. Whoever uses this browser can read them. The bin above deletes the open chat. "
+    "Settings and thumbs are not kept."
+)
+ANY_SEED = "empty or below 0: a new one each time"
+RANGES = {"steps": (100, 1), "guidance": (20, 0.5)}
 # A longer pasted text would silently become a file, of a kind that no model takes. As text it gets an answer or a reason.
 LONGEST_TEXT = 10**9
 
@@ -29,6 +39,8 @@ class Controls:
             self.save = gr.Button("Save chat", size="sm", scale=0)
             self.new = gr.Button("New chat", size="sm", scale=0)
         gr.Markdown(ABOUT, elem_id="about")
+        # gradio's own button for this copies the addresses of files on this computer.
+        self.copy = gr.Button("Copy conversation")
         self.chat = gr.Chatbot(
             label="Conversation",
             show_label=False,
@@ -37,7 +49,7 @@ class Controls:
             layout="bubble",
             editable="user",
             group_consecutive_messages=False,  # the editor of a group takes a file for its text
-            buttons=["copy", "copy_all"],
+            buttons=["copy", self.copy],
             sanitize_html=True,
             allow_tags=False,
             examples=[{"text": text, "files": example_files(text)} for text, _ in EXAMPLES],
@@ -51,6 +63,7 @@ class Controls:
         self.alert = gr.HTML(label="Alert", visible=False, elem_id="alert")
         self.box = self._message_box(elem_id="box")
         self.sent = self._message_box(visible=False)  # what was in the box when it was sent
+        self.back = self._message_box(visible=False)  # what comes back into the box, unanswered
         with gr.Row(visible=False, elem_id="comment-row") as self.comment_row:
             self.comment = gr.Textbox(
                 label="Thank you, saved. What was good or bad about it? (optional)", max_lines=3, scale=1
@@ -67,13 +80,36 @@ class Controls:
                 self.temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: the likeliest word")
                 self.top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1: all words may be drawn")
                 self.max_tokens = gr.Slider(1, 1024, 256, step=1, label="Most tokens in an answer")
-                self.seed = gr.Number(-1, precision=0, label="Seed", info="empty or below 0: a new one each time")
+                self.seed = gr.Number(-1, precision=0, label="Seed", info=ANY_SEED)
+                self.generators()
+            with gr.Column(min_width=300), gr.Accordion("Earlier chats", open=False) as self.history:
+                gr.Markdown(KEPT, elem_id="kept")
+                self.earlier = gr.Radio([], label="Open a chat", elem_id="earlier")
+                self.forget = gr.Button("Delete these", size="sm")
         with gr.Column(elem_id="small-print"):
             self.status = gr.Markdown(f"Loading {short(first)} …")
             gr.Markdown(f"A thumb up or down saves the words of that exchange (no media) to `{feedback}`.")
-        self.saved = gr.Textbox(visible=False)
-        self.key = gr.Textbox(visible=False)
+        self.saved, self.key, self.kept, self.chosen = [gr.Textbox(visible=False) for _ in range(4)]
+        # The page's own events keep what is typed meanwhile; those for programs have simpler results.
+        self.programs = {name: gr.Button(visible=False) for name in ("send", "reply", "stop", "clear")}
         self.timer = gr.Timer(0.5)
+
+    def generators(self) -> None:
+        """A place for ``_draw_generators``, for whichever model is loaded; ``media`` holds what was changed there."""
+        self.making, self.media = gr.State({}), gr.State({})
+        gr.render(inputs=self.making, triggers=[self.making.change], queue=False)(self._draw_generators)
+
+    def _draw_generators(self, making: dict[str, dict[str, float]]) -> None:
+        """Steps, guidance and seed for each modality that is made."""
+        hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+        for name, numbers in making.items():
+            with gr.Group(elem_classes="generator"):
+                gr.Markdown(f"**{plural(name).capitalize()} it makes**", padding=True)
+                controls = {option: _slider(option, value, plural(name)) for option, value in numbers.items()}
+                seed = f"Seed of {plural(name)}"
+                controls["seed"] = gr.Number(-1, precision=0, label=seed, info=ANY_SEED, interactive=True)
+            for option, control in controls.items():
+                control.change(partial(_changed, name, option), [self.media, control], self.media, **hidden)
 
     def _message_box(self, **where: object) -> gr.MultimodalTextbox:
         return gr.MultimodalTextbox(
@@ -86,6 +122,30 @@ class Controls:
             max_plain_text_length=LONGEST_TEXT,
             **where,
         )
+
+
+def _slider(option: str, value: float, media: str) -> gr.Slider:
+    top, step = RANGES[option]
+    return gr.Slider(
+        min(step, value),
+        max(top, value),
+        value,
+        step=step,
+        label=f"{option.capitalize()} of {media}",
+        info=f"its own: {value:g}",
+        interactive=True,
+    )
+
+
+def _changed(name: str, option: str, media: dict[str, dict[str, Any]], value: float | None) -> dict[str, Any]:
+    """``media`` with ``option`` of ``name`` changed, or without it where ``value`` says "as you like"."""
+    options = {**media.get(name, {}), option: seed_of(value) if option == "seed" else value}
+    return {**media, name: {key: found for key, found in options.items() if found is not None}}
+
+
+def seed_of(value: float | None) -> int | None:
+    """The seed that a field of the page asks for: none when it is empty or negative. torch takes 63 bits of it."""
+    return None if value is None or value < 0 else int(value) % 2**63
 
 
 def choices(names: list[str]) -> list[tuple[str, str]]:

@@ -8,9 +8,10 @@ import threading
 from typing import TYPE_CHECKING
 
 from mmllm.chat.feedback import FeedbackLog
+from mmllm.chat.kept import MAX_CHATS
 from mmllm.chat.shelf import ModelShelf
 from mmllm.errors import MmllmError
-from mmllm.ui.assets import asset
+from mmllm.ui.assets import asset, script
 from mmllm.ui.guard import LocalOnly
 from mmllm.ui.layout import theme
 from mmllm.ui.page import build_demo
@@ -37,7 +38,7 @@ def serve(
         _end_on_signals()
     uploads = Uploads()
     os.environ["GRADIO_TEMP_DIR"] = str(uploads.path)
-    demo = build_demo(shelf, names, log)
+    demo = build_demo(shelf, names, log, uploads.path)
     demo.uploads = uploads
     try:
         demo.queue(max_size=MAX_QUEUE).launch(
@@ -52,9 +53,11 @@ def serve(
             enable_monitoring=False,
             theme=theme(),
             css_paths=[str(asset("demo.css"))],
+            head=f"<script>const MAX_CHATS = {MAX_CHATS};\n{script('chats')}</script>",
             allowed_paths=[str(asset("examples"))],
             footer_links=["api"],
             app_kwargs={"middleware": [(LocalOnly, (), {})]},
+            _frontend=False,  # spares a check that the page answers within 3 s, which a busy computer does not keep
         )
     except OSError as error:
         which = f"port {port} is" if port else "ports 7860 to 7959 are"

@@ -2,113 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from needs import ON_CI, needed
-from PIL import Image
+from browser.chrome import attach, bot, box, marks, picture_file, say, until
+from needs import needed
+from playwright.sync_api import BrowserContext, Page, expect
 
 needed("gradio")
-playwright_api = needed("playwright.sync_api")
 
-from playwright.sync_api import BrowserContext, Page, Request, expect
 from ui.server import Server, running
 
 from mmllm.chat.session import ChatSession
 from mmllm.chat.store import SessionStore
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None and not ON_CI, reason="Chromium is not installed"),
-]
-WAIT = 120_000  # milliseconds; a busy machine takes its time, a free one never waits this long
-
-
-expect.set_options(timeout=WAIT)
+pytestmark = marks
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with running(tmp_path_factory.mktemp("browser"), delay=0.02) as server:
         yield server
-
-
-@pytest.fixture(scope="module")
-def context() -> Iterator[BrowserContext]:
-    """One browser for all tests, so that it keeps the page's scripts; each tab has a conversation of its own."""
-    with playwright_api.sync_playwright() as playwright:
-        arguments = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        arguments += ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        context = browser.new_context(accept_downloads=True)
-        context.set_default_timeout(WAIT)
-        yield context
-        browser.close()
-
-
-@pytest.fixture
-def visit(server: Server, context: BrowserContext) -> Iterator[Callable[..., Page]]:
-    """Opens the page in a new tab; at the end checks that no tab asked another host for anything or ran a script."""
-    pages: list[Page] = []
-    strangers: list[str] = []
-
-    def watch(request: Request) -> None:
-        if not request.url.startswith((server.url, "data:", "blob:")):
-            strangers.append(request.url)
-
-    def open_page(width: int = 1200, height: int = 860) -> Page:
-        page = context.new_page()
-        pages.append(page)
-        page.set_viewport_size({"width": width, "height": height})
-        page.on("request", watch)
-        page.on("dialog", lambda dialog: (strangers.append(dialog.message), dialog.dismiss()))
-        page.goto(server.url)
-        expect(page.get_by_text("It takes text, pictures, sounds")).to_be_visible()
-        return page
-
-    yield open_page
-    for page in pages:
-        page.close()
-    assert strangers == []
-
-
-def box(page: Page) -> Any:
-    return page.get_by_role("textbox", name="Message", exact=True)
-
-
-def bot(page: Page) -> Any:
-    return page.locator("#chat [data-testid=bot]").last
-
-
-def say(page: Page, text: str) -> None:
-    box(page).fill(text)
-    box(page).press("Enter")
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + WAIT / 1000
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
-def picture_file(size: tuple[int, int] = (40, 10)) -> dict[str, Any]:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, "red").save(buffer, "PNG")
-    return {"name": "red.png", "mimeType": "image/png", "buffer": buffer.getvalue()}
-
-
-def attach(page: Page, file: dict[str, Any]) -> None:
-    with page.expect_response(re.compile("/upload")):
-        page.locator("#box input[type=file]").set_input_files(file)
 
 
 def test_a_typed_question_gets_a_streamed_answer(visit: Callable[..., Page]) -> None:
@@ -426,6 +345,48 @@ def test_markdown_and_code_are_rendered(visit: Callable[..., Page]) -> None:
     say(page, "say **bold** and `<i>` end")
     expect(bot(page).locator("strong")).to_have_text("bold")
     expect(bot(page).locator("code")).to_have_text("<i>")
+
+
+def test_undo_keeps_the_draft(visit: Callable[..., Page]) -> None:
+    page = visit()
+    attach(page, picture_file())
+    say(page, "first")
+    expect(bot(page)).to_contain_text("You said first with 1 files.")
+    expect(page.get_by_role("button", name="Submit")).to_be_visible()
+    box(page).fill("a draft")
+    attach(page, picture_file((30, 30)))
+    page.get_by_role("button", name="Undo").last.click()
+    expect(box(page)).to_have_value("first\na draft")
+    expect(page.locator("#box img")).to_have_count(2)
+    box(page).press("Enter")
+    expect(bot(page)).to_contain_text("a draft with 2 files.")
+    expect(box(page)).to_have_value("")
+
+
+def test_stop_in_the_queue_keeps_the_draft(visit: Callable[..., Page]) -> None:
+    first, second = visit(), visit()
+    say(first, "long")
+    expect(bot(first)).to_contain_text("word5")
+    say(second, "me too")
+    expect(second.get_by_text("queue: 1/1")).to_be_visible()
+    box(second).press_sequentially("a draft")
+    second.get_by_role("button", name="Stop", exact=True).click()
+    expect(box(second)).to_have_value("me too\na draft")
+    first.get_by_role("button", name="Stop", exact=True).click()
+    expect(first.get_by_role("button", name="Submit")).to_be_visible()
+    second.wait_for_timeout(500)
+    expect(box(second)).to_have_value("me too\na draft")
+
+
+def test_the_copied_conversation_names_files_and_spells_what_was_typed(visit: Callable[..., Page]) -> None:
+    page = visit()
+    attach(page, picture_file())
+    say(page, "say <b> and `\\<`")
+    expect(page.get_by_role("button", name="Retry")).to_be_visible()
+    page.get_by_role("button", name="Copy conversation").click()
+    said = "say <b> and `\\<`"
+    wanted = f"user: [red.png]\n{said}\n\nassistant: {said.removeprefix('say ')}"
+    until(lambda: page.evaluate("navigator.clipboard.readText()") == wanted)
 
 
 @pytest.mark.parametrize("files", [0, 1])

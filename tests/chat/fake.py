@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ class FakeAssistant:
     """
 
     modalities = ("image", "audio")
+    making: Mapping[str, Mapping[str, float]] = {}
 
     def __init__(self, delay: float = 0.0) -> None:
         self.delay = delay

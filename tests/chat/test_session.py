@@ -306,6 +306,8 @@ def test_file_types_follow_the_assistant() -> None:
 class Drawing(FakeAssistant):
     """Says a word, draws a picture in three steps, says another word; ``failure`` comes instead of the picture."""
 
+    making = {"image": {"steps": 3}}
+
     def __init__(self, failure: Exception | None = None, stopped: bool = False) -> None:
         super().__init__()
         self.failure, self.stopped = failure, stopped
@@ -363,3 +365,78 @@ def test_a_picture_that_fails_is_told_and_the_words_stay() -> None:
         list(session.reply(Drawing(MediaError("no paint")), GREEDY))
     assert text_of(session.messages[-1]) == "Here:there"
     assert not session.answering
+
+
+class Painter(FakeAssistant):
+    """Gives the media it was made with, then says many words."""
+
+    making = {"image": {"steps": 3}}
+
+    def __init__(self, *media: Media) -> None:
+        super().__init__()
+        self.media = media
+
+    def chat(self, messages: Any, stream: Any = True, **options: Any) -> Iterator[Any]:
+        self.requests.append(messages)
+        self.options.append(options)
+        yield "Here:"
+        yield from self.media
+        for _ in range(1000):
+            if options["stop"].is_set():
+                return
+            yield " word"
+
+
+def medium(done: bool = True, failure: Exception | None = None) -> Media:
+    media = Media("image", ".png")
+    if failure is not None:
+        media._future.set_exception(failure)
+    elif done:
+        media._future.set_result(Image.new("RGB", (4, 4), "red"))
+    return media
+
+
+def test_a_finished_picture_is_shown_while_the_text_goes_on_and_stays_when_it_is_stopped() -> None:
+    session = ChatSession()
+    session.add_user("draw")
+    for text in session.reply(Painter(medium()), GREEDY):
+        if text.endswith("word"):
+            assert Path(session.messages[-1]["content"][1]["path"]).name == "image-1.png"
+            session.stop()
+    assert [part["type"] for part in session.messages[-1]["content"]] == ["text", "image", "text"]
+
+
+def test_a_failing_picture_takes_neither_the_words_nor_the_other_picture_away() -> None:
+    session = ChatSession()
+    session.add_user("draw")
+    with pytest.raises(MediaError, match="no paint"):
+        list(session.reply(Painter(medium(failure=MediaError("no paint")), medium()), GREEDY))
+    first, picture, last = session.messages[-1]["content"]
+    assert (first["text"], picture["type"], last["text"].count("word")) == ("Here:", "image", 1000)
+
+
+def test_numbers_for_media_reach_who_makes_them() -> None:
+    session, painter = ChatSession(), Painter()
+    session.add_user("draw")
+    list(session.reply(painter, Sampling(media={"image": {"steps": 7}, "audio": {"steps": 9}})))
+    assert painter.options[-1]["media"] == {"image": {"steps": 7}}
+
+
+def test_an_assistant_that_makes_nothing_can_go_on_with_a_conversation_that_has_made_pictures(tmp_path: Path) -> None:
+    session, assistant = ChatSession(folder=tmp_path), FakeAssistant()
+    session.add_user("draw")
+    list(session.reply(Painter(medium()), GREEDY))
+    assert tmp_path in session.files()[0].parents
+    session.add_user("and now?")
+    list(session.reply(assistant, GREEDY))
+    assert [part["type"] for part in assistant.requests[-1][1]["content"]] == ["text", "text"]
+    assert session.messages[1]["content"][1]["type"] == "image", "it is still shown"
+
+
+def test_what_was_not_kept_is_not_sent() -> None:
+    session, assistant = ChatSession(), FakeAssistant()
+    session.add_user("look")
+    session.messages[0]["content"].insert(0, {"type": "image", "missing": "cat.png"})
+    list(session.reply(assistant, GREEDY))
+    assert assistant.requests[-1][0]["content"] == [{"type": "text", "text": "look"}]
+    assert "cat.png" not in session.export()

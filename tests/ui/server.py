@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chat.fake import FakeAssistant
@@ -19,22 +20,32 @@ from mmllm.errors import CheckpointError
 @dataclass
 class Server:
     url: str
-    assistant: FakeAssistant
+    assistant: Any
     feedback: Path
     uploads: Path
 
 
-@contextmanager
-def running(folder: Path, delay: float = 0.0, broken: str | None = None) -> Iterator[Server]:
-    """``broken``: why no model can be loaded, for a server without any."""
-    from mmllm.ui.serve import serve
-
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    assistant = FakeAssistant(delay)
+        return int(probe.getsockname()[1])
 
-    def load(name: str) -> FakeAssistant:
+
+@contextmanager
+def running(
+    folder: Path,
+    delay: float = 0.0,
+    broken: str | None = None,
+    assistant: Any = None,
+    port: int | None = None,
+) -> Iterator[Server]:
+    """``broken``: why no model can be loaded, for a server without any; ``assistant``: another than the fake one."""
+    from mmllm.ui.serve import serve
+
+    port = port or free_port()
+    assistant = assistant or FakeAssistant(delay)
+
+    def load(name: str) -> Any:
         if broken is not None:
             raise CheckpointError(broken)
         return assistant
