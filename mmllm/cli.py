@@ -114,6 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     retrieval(sub)
     sub.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
     sub.add_argument("--audio", action="append", default=[], metavar="FILE", help="a sound; may be repeated")
+    sub.add_argument("--video", action="append", default=[], metavar="FILE", help="a clip; may be repeated")
     sub.add_argument("--prompt", required=True, metavar="TEXT")
     sub.add_argument("--system", help="system prompt")
     sub.add_argument("--output", metavar="DIR", help="folder for the pictures, sounds and clips that the model makes")
@@ -271,7 +272,7 @@ def _generate(options: argparse.Namespace) -> int:
 
     assistant = load(options.model, device=options.device)
     _use_indexes(assistant, options)
-    files = {"image": options.image, "audio": options.audio}
+    files = {"image": options.image, "audio": options.audio, "video": options.video}
     content = [{"type": kind, "path": path} for kind, paths in files.items() for path in paths]
     messages: list[dict[str, Any]] = [{"role": "system", "content": options.system}] if options.system else []
     messages.append({"role": "user", "content": [*content, {"type": "text", "text": options.prompt}]})

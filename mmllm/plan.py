@@ -99,6 +99,10 @@ def _picture(width: int, height: int) -> Any:
     return Image.new("RGB", (width, height))
 
 
+def _clip(options: dict[str, Any]) -> Any:
+    return [_picture(640, 360)] * (options["frames"] * options.get("clips", 1))
+
+
 def _sound(seconds: float, rate: int) -> Any:
     import numpy as np
 
@@ -113,6 +117,9 @@ EXAMPLES: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
         "30 s": lambda options: _sound(30, options["sample_rate"]),
         "90 s": lambda options: _sound(90, options["sample_rate"]),
     },
+    "video": {"640x360": _clip},
+    "text": {"a sentence": lambda _: "A dog lies on the grass."},
+    "imu": {"2000 samples": lambda _: [[0.0] * 2000] * 6},
 }
 
 

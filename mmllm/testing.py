@@ -133,6 +133,11 @@ def _examples(config: ComponentConfig, preprocess: Preprocessor) -> list[Any]:
     if preprocess.media == "audio":
         rate = preprocess.decode_options["sample_rate"]
         return [rng.normal(0, 0.1, size).astype(np.float32) for size in (1, rate // 7, rate, 3 * rate // 2 + 1)]
+    if preprocess.media == "video":
+        count = preprocess.decode_options["frames"] * preprocess.decode_options.get("clips", 1)
+        shapes = ((1, 1), (20, 30), (64, 8))
+        clips = (rng.integers(0, 256, (count, h, w, 3), dtype=np.uint8) for h, w in shapes)
+        return [[Image.fromarray(frame) for frame in clip] for clip in clips]
     found = f"media {preprocess.media!r} and none given; call check_component(config, media=[…])"
     raise ContractError(f"{config.family} {config.kind!r}: examples are needed: {found}")
 

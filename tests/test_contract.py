@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pydantic import TypeAdapter
@@ -34,6 +35,19 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"pretrained": "google/siglip-base-patch16-224", "select_layer": "pooled"},
             {"arch": "EVA02-B-16", "select_layer": "pooled"},
             {"arch": "RN50", "select_layer": "pooled"},
+        ],
+        "imagebind": [
+            {"modality": "image"},
+            {"modality": "image", "output": "tokens"},
+            {"modality": "video", "clips": 2},
+            {"modality": "video", "clips": 1, "output": "tokens"},
+            {"modality": "audio"},
+            {"modality": "audio", "output": "tokens"},
+            {"modality": "depth"},
+            {"modality": "thermal"},
+            {"modality": "text"},
+            {"modality": "text", "output": "tokens"},
+            {"modality": "imu"},
         ],
         "whisper": [{"arch": "large-v3"}, {"pretrained": "openai/whisper-tiny", "select_layer": -2}],
     },
@@ -74,6 +88,11 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
     },
     "adapter": {"lora": [{}, {"targets": ["q_proj", "v_proj"], "dropout": 0.1}]},
 }
+# Examples of modalities that have no files.
+MEDIA: dict[str, list[Any]] = {
+    "text": ["", "a dog", "a long story " * 40],
+    "imu": [np.ones((6, 1)), np.linspace(-1, 1, 600).reshape(6, 100)],
+}
 CASES = [
     (f, kind, example) for f, kinds in EXAMPLES.items() for kind, examples in kinds.items() for example in examples
 ]
@@ -87,7 +106,8 @@ def test_every_registered_kind_has_an_example() -> None:
 
 @pytest.mark.parametrize(("family", "kind", "example"), CASES, ids=[f"{k}-{i}" for i, (_, k, _) in enumerate(CASES)])
 def test_contract(family: str, kind: str, example: dict[str, Any]) -> None:
-    check_component(component_class(family, kind).model_validate(example))
+    media = MEDIA.get(example.get("modality", ""))
+    check_component(component_class(family, kind).model_validate(example), media=media)
 
 
 def test_lora_starts_as_the_base_model() -> None:

@@ -33,7 +33,7 @@ ALLOWED = {
     "testing": {"config", "encoders", "projectors", "backbones", "generators", "model", "processing"},
     "ui": {"config", "processing", "assistant", "chat"},
 }
-HEAVY = {"transformers", "diffusers", "peft", "gradio", "open_clip", "whisper", "accelerate"}
+HEAVY = {"transformers", "diffusers", "peft", "gradio", "open_clip", "whisper", "accelerate", "av"}
 MODULES = sorted(
     path
     for path in PACKAGE.rglob("*.py")

@@ -66,6 +66,40 @@ def test_gill_trains_what_the_published_code_trains(capsys: pytest.CaptureFixtur
     assert result["outputs"]["image"]["signal_tokens"] == 8
 
 
+def test_next_gpt_has_the_published_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every trained part as the authors' first code counts it: NExT-GPT-Lagacy/code/model of NExT-GPT/NExT-GPT, 60d618b."""
+    result = plan("next_gpt", capsys)
+    parameters = result["parameters"]
+    for name, tokens in (("image", {"512x512": 3, "1600x400": 3}), ("video", {"640x360": 3})):
+        assert result["inputs"][name]["feature_dim"] == 1024
+        assert result["inputs"][name]["tokens"] == tokens  # one, between start and end
+        assert parameters[f"inputs.{name}.encoder"] == 632_829_440  # the vision trunk, its stem and its head
+        assert parameters[f"inputs.{name}.projector"] == 4_198_400  # `llama_proj`, Linear(1024, 4096)
+    assert set(result["inputs"]["audio"]["tokens"].values()) == {3}
+    # `TextFcLayer(4096, …, mode="transformer")` of layers.py; the paper's table 1 rounds to 31M, 32M and 31M.
+    shapes = {"image": (4, [77, 768]), "video": (24, [77, 1024]), "audio": (8, [1, 512])}
+    for name, count in (("image", 31_958_784), ("video", 32_090_112), ("audio", 31_788_544)):
+        out = result["outputs"][name]
+        assert (out["signal_tokens"], out["condition"]["text"]) == shapes[name]
+        length, width = shapes[name][1]
+        layers = 4 * (3_152_384 + 4_204_032) + 2 * 1024  # of nn.Transformer(512, 4, 4, 4, 2048), and its two last norms
+        assert count == 4096 * 512 + 512 + layers + length * 512 + 512 * width + width
+        assert parameters[f"outputs.{name}.projector"] == count
+    assert (
+        parameters["backbone.adapter"] == 32 * 4 * 2 * 32 * 4096 == 33_554_432
+    )  # q, k, v, o of 32 layers; 33M in the paper
+    signals, markers = 4 + 24 + 8, 2 * 3
+    assert parameters["backbone.new_tokens"] == (signals + markers + signals) * 4096
+    inputs, outputs, llm = (
+        {part for part in parameters if part.startswith(s)} for s in ("inputs", "outputs", "backbone.")
+    )
+    projectors = {part for part in inputs if part.endswith("projector")}
+    trained = [set(stage["parts"]) for stage in result["stages"]]
+    new = {"backbone.new_tokens"}
+    assert trained == [projectors | new, outputs | new, projectors | outputs | llm]
+    assert [set(stage["lr"].values()) for stage in result["stages"]] == [{4e-4}, {4e-4}, {5e-4}]
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_shipped_configuration_has_a_plan(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(path)]) == 0

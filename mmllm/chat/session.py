@@ -23,6 +23,7 @@ from mmllm.replies import Media, Truncated
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     "audio": (".wav", ".mp3", ".flac", ".ogg", ".opus"),
+    "video": (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mpg", ".mpeg"),
 }
 PLURALS: dict[str, str] = {"image": "pictures", "audio": "sounds", "video": "clips"}
 

@@ -9,7 +9,7 @@ from mmllm.chat.session import Assistant, ChatSession, Sampling, media_part
 from mmllm.errors import DataError, MmllmError
 
 HELP = (
-    "/image FILE and /audio FILE attach a file to the next message, /detach takes the files off again, "
+    "/image FILE, /audio FILE and /video FILE attach a file to the next message, /detach takes the files off again, "
     "/clear starts anew, /quit (or Ctrl-D) leaves."
 )
 
@@ -38,7 +38,7 @@ def run_terminal(assistant: Assistant, system: str | None = None) -> int:
             files = []
         elif command == "/detach":
             files = []
-        elif command in ("/image", "/audio"):
+        elif command in ("/image", "/audio", "/video"):
             try:
                 files.append(_attach(command.removeprefix("/"), argument.strip(), assistant))
             except DataError as error:

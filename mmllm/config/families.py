@@ -31,8 +31,9 @@ Shape = tuple[int, int]  # (L, D) of one stream of a generator's condition; a si
 class Preprocessor(Protocol):
     """The worker-side half of an encoder: deterministic, picklable, without weights.
 
-    ``media`` names the decoder of the raw bytes (``image`` gives an RGB ``PIL.Image``, ``audio`` a mono float32 array);
-    ``decode_options`` are that decoder's keyword arguments (audio: ``sample_rate`` in Hz).
+    ``media`` names the decoder of the raw bytes (``image`` gives an RGB ``PIL.Image``, ``audio`` a mono float32 array,
+    ``video`` a list of RGB pictures); ``decode_options`` are that decoder's keyword arguments (audio: ``sample_rate`` in Hz;
+    video: ``frames``, and ``clips`` and ``seconds``, see ``mmllm.processing.video.decode_video``).
     """
 
     media: str

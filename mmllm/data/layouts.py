@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,8 @@ MODALITIES = ("image", "audio", "video")
 """The tags that these layouts have. Whether a model takes the modality is for its processor to say."""
 
 _TAG = re.compile(rf"<({'|'.join(MODALITIES)})>")
+_INLINE = re.compile(rf"<({'|'.join(MODALITIES)})>(.*?)</\1>", re.IGNORECASE | re.DOTALL)  # NExT-GPT's dialogues
+_FILE = re.compile(r"\S+\.\w{2,4}")
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -85,34 +87,57 @@ def sharegpt(row: Row, where: str) -> Converted:
 
 
 def nextgpt(row: Row, where: str, prompt: str, folders: Mapping[str, str], suffix: str | None) -> Converted:
-    """NExT-GPT's pairs: ``{"input_image", "conversations"}`` (comprehension), ``{"output_image", "image_captions",
-    "conversations"}`` (generation) or ``{"image_name", "caption"}``; media lie in ``folders[modality]``.
+    """NExT-GPT's rows; media lie in ``folders[modality]``.
 
-    The generation half's ``…_caption_embeddings`` are left alone: conditions are made by the generator that is trained.
+    - Pairs: ``{"input_image", "conversations"}``, ``{"output_image", "image_captions", "conversations"}`` or
+      ``{"image_name", "caption"}``. Tags in the user's turns take the ``input_…`` files, those in the assistant's the
+      ``output_…`` files, or captions alone where there are none (instruction data).
+    - Dialogues before the authors' preparation, with ``conversation``: see ``_dialogue``.
+
+    The ``…_caption_embeddings`` are left alone: conditions are made by the generator that is trained.
     """
-    keys = {key: n for n in folders for key in (f"input_{n}", f"output_{n}", f"{n}_name") if key in row}
-    if not keys:
+
+    def path(name: str, file: str) -> str:
+        return f"{folders[name]}/{file if suffix is None else file.rpartition('.')[0] + suffix}"
+
+    if "conversation" in row:
+        used = ("id", "conversation", *(f"{name}_list" for name in folders))
+        return _id(row, where), _dialogue(row, where, folders, path), _rest(row, *used)
+    shown, made = {}, {}
+    for name in folders:
+        files = [file for key in (f"input_{name}", f"{name}_name") for file in _paths(row.get(key), f"{where}: {key}")]
+        shown[name] = [path(name, file) for file in files]
+        made[name] = [path(name, file) for file in _paths(row.get(f"output_{name}"), f"{where}: output_{name}")]
+    captions = {name: row[f"{name}_captions"] for name in folders if f"{name}_captions" in row}
+    keys = [key for name in folders for key in (f"input_{name}", f"output_{name}", f"{name}_name") if key in row]
+    if not keys and not captions:
         raise DataError(
-            f'{where}: expected "input_image", "output_image" or "image_name" (or audio, video); found keys {_keys(row)}'
+            f'{where}: expected "input_image", "output_image", "image_captions" or "image_name" (or audio, video), or '
+            f'"conversation"; found keys {_keys(row)}'
         )
-    media: dict[str, list[str]] = {name: [] for name in folders}
-    for key, name in keys.items():
-        for file in _paths(row[key], f"{where}: {key}"):
-            converted = file if suffix is None else file.rpartition(".")[0] + suffix
-            media[name].append(f"{folders[name]}/{converted}")
     if "conversations" in row:
         turns = _turns(row["conversations"], f"{where}: conversations")
     else:
-        tags = "".join(f"<{name}>" * len(paths) for name, paths in media.items())
+        tags = "".join(f"<{name}>" * len(paths) for name, paths in shown.items())
         turns = [("user", f"{tags}\n{prompt}"), ("assistant", _text(row.get("caption"), f"{where}: caption"))]
-    captions = {name: f"{name}_captions" for key, name in keys.items() if key.startswith("output_")}
-    messages = _captioned(_interleave(turns, media, where), {n: row.get(key) for n, key in captions.items()}, where)
-    return _id(row, where), messages, _rest(row, "id", "conversations", "caption", *keys, *captions.values())
+    told = {name: [value] if isinstance(value, str) else list(value or []) for name, value in captions.items()}
+    wanted: dict[str, Sequence[str | None]] = {n: made[n] or [None for _ in told.get(n, [])] for n in folders}
+    sides: dict[str, Mapping[str, Sequence[str | None]]] = {"user": shown, "assistant": wanted, "system": {}}
+    messages = {
+        role: iter(_interleave([turn for turn in turns if turn[0] == role], media, where))
+        for role, media in sides.items()
+    }
+    joined = _captioned([next(messages[role]) for role, _ in turns], told, where)
+    return (
+        _id(row, where),
+        joined,
+        _rest(row, "id", "conversations", "caption", *keys, *(f"{n}_captions" for n in captions)),
+    )
 
 
-def _captioned(messages: Sequence[Message], captions: Mapping[str, Any], where: str) -> tuple[Message, ...]:
-    """The messages with the captions of what the assistant makes, a text or one for each medium."""
-    left = {name: [value] if isinstance(value, str) else list(value or []) for name, value in captions.items()}
+def _captioned(messages: Sequence[Message], captions: Mapping[str, list[Any]], where: str) -> tuple[Message, ...]:
+    """The messages with the captions of what the assistant makes, one for each medium, in order."""
+    left = {name: list(texts) for name, texts in captions.items()}
     result = []
     for message in messages:
         parts = []
@@ -121,12 +146,64 @@ def _captioned(messages: Sequence[Message], captions: Mapping[str, Any], where: 
                 part = replace(part, caption=_text(left[part.type].pop(0), f"{where}: {part.type}_captions"))
             parts.append(part)
         result.append(Message(message.role, tuple(parts)))
+    for name, texts in left.items():
+        if texts:
+            raise DataError(f"{where}: {len(texts)} more {name}_captions than <{name}> of the assistant")
+    return tuple(result)
+
+
+def _dialogue(row: Row, where: str, folders: Mapping[str, str], path: Callable[[str, str], str]) -> tuple[Message, ...]:
+    """``conversation``: turns with ``<Image>…</Image>`` in them (MosIT), or with ``input_modality``, ``output_modality`` and
+    ``caption`` beside them (T+X to T, T to T+X).
+
+    Between the tags stands a file of ``image_list``, whose ``caption`` says what it shows, or a description: the assistant
+    makes what it describes; in a user's turn, where nothing can be shown, it is left out (so does the authors' preparation).
+    A user's ``input_modality`` means the file ``image_name`` or ``mm_name`` of the row.
+    """
+    listed: dict[str, dict[str, Any]] = {}
+    for name in folders:
+        items = row.get(f"{name}_list") or []
+        if not isinstance(items, list) or not all(isinstance(i, dict) and f"{name}_name" in i for i in items):
+            raise DataError(f'{where}: {name}_list: expected a list of {{"{name}_name": …, "caption": …}}')
+        listed[name] = {str(item[f"{name}_name"]): item.get("caption") for item in items}
+    result: list[Message] = []
+    turns = _turns(row["conversation"], f"{where}: conversation")
+    for number, ((role, value), turn) in enumerate(zip(turns, row["conversation"], strict=True)):
+        place = f"{where}: turn {number}"
+        text = _text(value, place)
+        parts: list[Part] = []
+        at = 0
+        for found in _INLINE.finditer(text):
+            parts.append(Part("text", text[at : found.start()]))
+            at = found.end()
+            kind, content = found[1].lower(), found[2].strip()
+            if content in listed[kind]:
+                caption = listed[kind][content] if role == "assistant" else None
+                told = None if caption is None else _text(caption, f"{where}: {kind}_list")
+                parts.append(Part(kind, path(kind, content), told))
+            elif _FILE.fullmatch(content):
+                raise DataError(f"{place}: {content!r:.80} is not in {kind}_list")
+            elif role == "assistant" and content:
+                parts.append(Part(kind, None, content))
+        parts.append(Part("text", text[at:]))
+        kind = turn.get("output_modality" if role == "assistant" else "input_modality")
+        if kind in folders and not any(part.type == kind for part in parts):
+            if role == "assistant":
+                parts.append(Part(kind, None, _text(turn.get("caption"), f"{place}: caption")))
+            elif not any(part.type == kind for message in result for part in message.parts):
+                file = next((row[key] for key in (f"{kind}_name", "mm_name", "image_name") if row.get(key)), None)
+                parts.insert(0, Part(kind, path(kind, _text(file, f"{where}: {kind}_name"))))
+        result.append(Message(role, tuple(part for part in parts if part.value != "")))
     return tuple(result)
 
 
 def guess(row: Row) -> str | None:
     """The reader kind whose layout a row has, from its keys; ``None`` when it looks like none of them."""
-    if any(key.startswith(("input_", "output_")) or (key.endswith("_name") and "caption" in row) for key in row):
+    pairs = ("input_", "output_")
+    if "conversation" in row or any(
+        key.startswith(pairs) or key.endswith("_captions") or (key.endswith("_name") and "caption" in row)
+        for key in row
+    ):
         return "nextgpt"
     lists = any(f"{name}s" in row for name in MODALITIES)
     if "messages" in row and not lists and not _has_url_parts(row["messages"]):
@@ -154,7 +231,9 @@ def _turns(value: Any, where: str) -> list[tuple[str, Any]]:
     return turns
 
 
-def _interleave(turns: Sequence[tuple[str, Any]], media: Mapping[str, list[str]], where: str) -> tuple[Message, ...]:
+def _interleave(
+    turns: Sequence[tuple[str, Any]], media: Mapping[str, Sequence[str | None]], where: str
+) -> tuple[Message, ...]:
     """Put media where their tags stand, in order. Raises ``DataError`` when tags and media differ in number."""
     used = dict.fromkeys(media, 0)
     result = []
@@ -162,14 +241,15 @@ def _interleave(turns: Sequence[tuple[str, Any]], media: Mapping[str, list[str]]
         parts: list[Part] = []
         for kind, value in _pieces(content, f"{where}: turn {number}"):
             if value is None:  # a tag: takes the next of its list
-                used[kind] += 1
-                value = media[kind][used[kind] - 1] if used[kind] <= len(media[kind]) else ""
+                used[kind] = used.get(kind, 0) + 1
+                value = media[kind][used[kind] - 1] if used[kind] <= len(media.get(kind, ())) else ""
             parts.append(Part(kind, value))
         result.append(Message(role, tuple(parts)))
-    for name, paths in media.items():
-        if used[name] != len(paths):
+    for name, count in used.items():
+        given = len(media.get(name, ()))
+        if count != given:
             raise DataError(
-                f"{where}: the text has {used[name]} <{name}>, but the row gives {len(paths)} of these media; "
+                f"{where}: the text has {count} <{name}>, but the row gives {given} of these media; "
                 "each tag stands for exactly one"
             )
     return tuple(result)

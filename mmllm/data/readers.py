@@ -133,7 +133,7 @@ class ShareGPTConfig(FileReaderConfig):
 
 
 class NextGPTConfig(FileReaderConfig):
-    """NExT-GPT's media-to-text pairs.
+    """NExT-GPT's pairs of a medium and a text, and its dialogues with media on both sides (MosIT).
 
     ``folders``: where each modality's files lie, relative to ``root``. ``suffix``: the extension that the files have
     instead of the one in the rows (``.flac`` when WAV files were converted). ``prompt``: the question of rows that only

@@ -156,8 +156,6 @@ def _check_rows(
         report.media.update(part.type for part in media)
         problems = dict.fromkeys(check_once(part) for part in media)
         report.faults += [Fault(where, problem) for problem in problems if problem is not None]
-    if report.media["video"]:
-        report.notes.append("video files were found and read, but not decoded: this version has no video input")
 
 
 @dataclass(frozen=True)
@@ -185,13 +183,14 @@ class _MediaCheck:
 def _decode(modality: str, data: bytes, limits: Limits) -> None:
     from mmllm.processing.audio import decode_audio
     from mmllm.processing.images import decode_image
+    from mmllm.processing.video import decode_video
 
     decoders: dict[str, Callable[[bytes, Limits], object]] = {
         "image": decode_image,
         "audio": lambda data, limits: decode_audio(data, 16_000, limits),
+        "video": lambda data, limits: decode_video(data, limits, frames=3),
     }
-    if modality in decoders:
-        decoders[modality](data, limits)
+    decoders[modality](data, limits)
 
 
 def _guess(rows: Rows) -> str | None:

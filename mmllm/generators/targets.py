@@ -79,7 +79,7 @@ class VideoTarget:
 
     def __init__(self, width: int, height: int, frames: int) -> None:
         self.picture, self.frames = ImageTarget(width, height), frames
-        self.decode_options: dict[str, Any] = {}
+        self.decode_options: dict[str, Any] = {"frames": frames}
 
     def __call__(self, media: Sequence[Image.Image]) -> Tensor:
         places = np.linspace(0, len(media) - 1, self.frames).round().astype(int)

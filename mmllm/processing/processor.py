@@ -32,6 +32,7 @@ from mmllm.processing.images import decode_image
 from mmllm.processing.messages import Message, Part, Sample, check_turns, parse_messages
 from mmllm.processing.sources import Limits, read_media
 from mmllm.processing.spans import render
+from mmllm.processing.video import decode_video
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from mmllm.config.families import Preprocessor, ProjectorConfig, Target
     from mmllm.config.run import ModelConfig
 
-DECODERS: dict[str, Callable[..., Any]] = {"image": decode_image, "audio": decode_audio}
+DECODERS: dict[str, Callable[..., Any]] = {"image": decode_image, "audio": decode_audio, "video": decode_video}
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,7 @@ class Processor:
         if part.value is None:
             raise MediaError(f"a {part.type} with a caption but no file; it cannot be looked at")
         if media not in DECODERS:
-            raise MediaError(f"{media} files cannot be read yet, only {' and '.join(DECODERS)}; leave out `denoise`")
+            raise MediaError(f"{media} cannot be read from files, only {', '.join(DECODERS)}")
         data = read_media(part.value, root=root, limits=self.limits)
         try:
             return DECODERS[media](data, limits=self.limits, **options)

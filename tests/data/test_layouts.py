@@ -145,7 +145,7 @@ def test_nextgpt_pairs_lie_in_the_modalitys_folder(write: Write) -> None:
             "the text has 0 <image>, but the row gives 1",
         ),
         (NextGPTConfig, {"image_name": "a.jpg"}, "caption: found NoneType, expected text"),
-        (NextGPTConfig, {"caption": "x"}, 'expected "input_image", "output_image" or "image_name"'),
+        (NextGPTConfig, {"caption": "x"}, 'expected "input_image", "output_image", "image_captions" or "image_name"'),
     ],
 )
 def test_what_a_row_lacks_is_said(
@@ -173,6 +173,103 @@ def test_nextgpts_generation_half_gives_what_the_assistant_makes(write: Write) -
     assert str(made.value).endswith("a.jpg")
 
 
+def test_nextgpts_instruction_data_make_what_the_captions_say(write: Write) -> None:
+    turns = [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": "A dog. It sounds so: <audio>"},
+        {"from": "human", "value": "Show me two more, and <video>"},
+        {"from": "gpt", "value": "<image> and <image>, moving: <video>"},
+    ]
+    row = {
+        "input_image": "seen.jpg",
+        "input_video": "seen.mp4",
+        "output_video": "made.mp4",
+        "image_captions": ["a poodle", "a terrier"],
+        "audio_captions": "barking",
+        "video_captions": ["a dog runs"],
+        "image_caption_embeddings": ["x.npy", "y.npy"],
+        "conversations": turns,
+    }
+    (sample,) = read(NextGPTConfig, write, row)
+    media = [[(p.type, p.value, p.caption) for p in m.parts if p.type != "text"] for m in sample.messages]
+    assert media == [
+        [("image", "images/seen.jpg", None)],
+        [("audio", None, "barking")],
+        [("video", "videos/seen.mp4", None)],
+        [("image", None, "a poodle"), ("image", None, "a terrier"), ("video", "videos/made.mp4", "a dog runs")],
+    ]
+    assert sample.messages[3].text == " and , moving: "
+    with pytest.raises(DataError, match="1 more image_captions than <image> of the assistant"):
+        read(NextGPTConfig, write, {**row, "output_image": ["a.jpg", "b.jpg"], "image_captions": ["a", "b", "c"]})
+    with pytest.raises(DataError, match="the text has 2 <image>, but the row gives 1"):
+        read(NextGPTConfig, write, {**row, "image_captions": ["a poodle"]})
+
+
+def test_mosit_dialogues_have_media_on_both_sides(write: Write) -> None:
+    row = {
+        "image_list": [
+            {"image_name": "mosit_i_0_00.jpg", "data_source": "mosit", "caption": "a waterfall"},
+            {"image_name": "mosit_i_0_01.jpg", "data_source": "mosit", "caption": "a camera"},
+        ],
+        "video_list": [],
+        "audio_list": [{"audio_name": "mosit_a_0_00.wav", "caption": "water"}],
+        "conversation": [
+            {
+                "from": "human",
+                "value": "What is this? <Image>mosit_i_0_01.jpg</Image> And <Video>a film of rain</Video>?",
+            },
+            {"from": "gpt", "value": "A camera. <Image>mosit_i_0_00.jpg</Image> Hear: <Audio>mosit_a_0_00.wav</Audio>"},
+            {"from": "human", "value": "A film?"},
+            {"from": "gpt", "value": "<Video>a waterfall in spring</Video>"},
+        ],
+    }
+    (sample,) = read(NextGPTConfig, write, row, suffix=None)
+    assert [[(p.type, p.value, p.caption) for p in m.parts] for m in sample.messages] == [
+        [
+            ("text", "What is this? ", None),
+            ("image", "images/mosit_i_0_01.jpg", None),
+            ("text", " And ", None),
+            ("text", "?", None),
+        ],
+        [
+            ("text", "A camera. ", None),
+            ("image", "images/mosit_i_0_00.jpg", "a waterfall"),
+            ("text", " Hear: ", None),
+            ("audio", "audios/mosit_a_0_00.wav", "water"),
+        ],
+        [("text", "A film?", None)],
+        [("video", None, "a waterfall in spring")],
+    ]
+    row["conversation"][1]["value"] = "<Audio>lost.wav</Audio>"
+    with pytest.raises(DataError, match=r"turn 1: 'lost.wav' is not in audio_list"):
+        read(NextGPTConfig, write, row)
+    with pytest.raises(DataError, match="image_list: expected a list"):
+        read(NextGPTConfig, write, {**row, "image_list": ["a.jpg"]})
+
+
+def test_nextgpts_turns_may_say_their_modality(write: Write) -> None:
+    made = [
+        {"from": "human", "value": "Make thunder.", "input_modality": "text"},
+        {"from": "gpt", "value": "Here.", "caption": "thunder and rain", "output_modality": "audio"},
+    ]
+    seen = [
+        {"from": "human", "value": "What is it?", "input_modality": "image"},
+        {"from": "gpt", "value": "A cat.", "caption": "", "output_modality": "text"},
+        {"from": "human", "value": "Big?", "input_modality": "image"},
+        {"from": "gpt", "value": "No.", "caption": "", "output_modality": "text"},
+    ]
+    rows = ({"mm_name": "t2x0.wav", "conversation": made}, {"image_name": "c.jpg", "conversation": seen})
+    first, second = read(NextGPTConfig, write, *rows)
+    assert first.messages[1].parts == (Part("text", "Here."), Part("audio", None, "thunder and rain"))
+    assert first.tags == {"mm_name": "t2x0.wav"}
+    assert parts(second) == [
+        ("user", [("image", "images/c.jpg"), ("text", "What is it?")]),
+        ("assistant", [("text", "A cat.")]),
+        ("user", [("text", "Big?")]),
+        ("assistant", [("text", "No.")]),
+    ]
+
+
 @pytest.mark.parametrize(
     ("keys", "kind"),
     [
@@ -189,6 +286,8 @@ def test_nextgpts_generation_half_gives_what_the_assistant_makes(write: Write) -
         ({"input_audio": "a", "conversations": []}, "nextgpt"),
         ({"output_image": "a", "conversations": []}, "nextgpt"),
         ({"image_name": "a", "caption": "b"}, "nextgpt"),
+        ({"image_captions": ["a"], "conversations": []}, "nextgpt"),
+        ({"image_list": [], "conversation": []}, "nextgpt"),
         ({"text": "x"}, None),
     ],
 )

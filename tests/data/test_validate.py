@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from data_rows import row
+from PIL import Image
 
 from mmllm.config.base import BUILTIN
 from mmllm.data.validate import MAX_UNREADABLE, formats, run_validate, validate
@@ -185,13 +186,19 @@ def test_questions_need_no_reply_but_training_rows_do(media: Path, write: Write)
     assert "ends without an assistant reply" in fault.message
 
 
-def test_video_is_left_to_the_model_and_noted(media: Path, write: Write) -> None:
+def test_clips_are_decoded(media: Path, write: Write) -> None:
     (media / "v.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42")
+    frames = [Image.new("RGB", (8, 8), (20 * i, 0, 0)) for i in range(3)]
+    frames[0].save(media / "v.gif", save_all=True, append_images=frames[1:])
     user, reply = {"role": "user", "content": "<video>?"}, {"role": "assistant", "content": "A dog."}
-    report = validate(write({"messages": [user, reply], "videos": ["v.mp4"]}))
-    assert report.ok
+    report = validate(write(*({"messages": [user, reply], "videos": [name]} for name in ("v.mp4", "v.gif"))))
     assert report.format == "sharegpt"
-    assert "video" in report.notes[0]
+    assert report.media["video"] == 2
+    (fault,) = report.faults
+    assert fault.where.endswith(":1")
+    assert "v.mp4" in fault.message
+    assert "truncated or damaged" in fault.message
+    assert validate(write({"messages": [user, reply], "videos": ["v.mp4"]}), fast=True).ok
 
 
 def test_a_file_of_something_else_is_not_read_to_its_end(tmp_path: Path) -> None:

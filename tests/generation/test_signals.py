@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from mmllm.assistant import Assistant
@@ -197,15 +198,35 @@ def test_what_was_shown_is_seen_again_in_the_users_next_turn(assistant: Assistan
         )
 
 
-def test_targets_of_a_kind_that_cannot_be_read_are_refused_in_words(tmp_path: Path) -> None:
+def test_a_target_that_is_no_clip_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "clip.gif").write_bytes(b"GIF89a")
     video = {"projector": {"kind": "mlp"}, "generator": {"kind": "video_diffusion", "pretrained": "x"}}
     tree = {"backbone": {"kind": "causal_lm", "pretrained": "x"}, "outputs": {"video": video}}
     processor = Processor.from_config(parse({"model": tree}).model.tiny(), BuildContext()).reading_targets(True)
     part = {"type": "video", "path": str(tmp_path / "clip.gif"), "caption": "a clip"}
     talk = [{"role": "user", "content": "draw"}, {"role": "assistant", "content": [part]}]
-    with pytest.raises(MediaError, match="video files cannot be read yet"):
+    with pytest.raises(MediaError, match=r"clip\.gif: the GIF clip is truncated"):
         processor.encode_sample(Sample("s", parse_messages(talk)), 512)
+
+
+def test_clips_are_targets_of_denoising(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (32, 32), (20 * i, 0, 0)) for i in range(9)]
+    frames[0].save(tmp_path / "clip.gif", save_all=True, append_images=frames[1:])
+    video = {"projector": {"kind": "mlp"}, "generator": {"kind": "video_diffusion", "pretrained": "x"}}
+    config = parse({"model": {"backbone": {"kind": "causal_lm", "pretrained": "x"}, "outputs": {"video": video}}})
+    model = MultimodalLM.from_config(config.model.tiny(), BuildContext(dtype=torch.float32))
+    processor = Processor.from_config(config.model.tiny(), BuildContext()).reading_targets(True)
+    part = {"type": "video", "path": "clip.gif"}
+    talk = [{"role": "user", "content": "move"}, {"role": "assistant", "content": [part]}]
+    batch = processor.collate([processor.encode_sample(Sample("s", parse_messages(talk), tmp_path), 512)])
+    targets = batch.made["video"].targets
+    assert targets is not None
+    assert targets.shape == (1, 3, 5, 16, 16)
+    assert (targets[0, 0, :, 0, 0] * 127.5 + 127.5).round().tolist() == [0, 40, 80, 120, 160]
+    loss = model(batch, ("denoise",))["denoise"]
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is not None and p.grad.any() for p in model.outputs["video"].projector.parameters())
 
 
 def test_user_text_never_becomes_a_signal(assistant: Assistant) -> None:
