@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 import torch
@@ -15,6 +16,7 @@ from mmllm.config.run import ModelConfig
 from mmllm.encoders.base import Encoder
 from mmllm.errors import ConfigError, MmllmError
 from mmllm.generators.base import Condition, Generator
+from mmllm.generators.text_conditions import Store, TextConditions
 from mmllm.projectors.base import Projector
 from mmllm.projectors.output_module import OutputProjector
 from mmllm.projectors.retrieval import DecisionHead, RetrievalHeads
@@ -65,6 +67,7 @@ class Output(nn.Module):
         self.projector, self.distance = projector, distance
         self.generator = None if generator is None else generator.requires_grad_(False)
         self.retrieval, self.decision = retrieval, decision
+        self.text_conditions: TextConditions | None = None  # a run's, which may keep them
 
     def frozen(self) -> Generator:
         """The generator. Raises ``MmllmError`` when the model was built without weights, for a plan."""
@@ -82,7 +85,7 @@ class Output(nn.Module):
         if any(name in objectives for name in ("condition", "denoise")):
             condition = self(signals)
         if "condition" in objectives and made.captions:
-            wanted = self.frozen().encode_text(made.captions)
+            wanted = (self.text_conditions or TextConditions(self.frozen()))(made.captions)
             sums["condition"] = condition.at(made.captioned).distance(wanted, self.distance).sum()
         if "denoise" in objectives and made.targets is not None:
             sums["denoise"] = self.frozen().denoising_loss(condition.at(made.drawn), made.targets).sum()
@@ -147,6 +150,15 @@ class MultimodalLM(nn.Module):
         if backbone is None or problems:
             raise ConfigError(problems)
         return cls(inputs, backbone, outputs)
+
+    def keep_text_conditions(self, folder: Path, limit: int, processes: int = 1) -> None:
+        """Keep the text conditions of captions in ``folder``, at most ``limit`` bytes, and compute only what it lacks.
+
+        ``processes`` is how many do so at once. Raises ``OSError`` when the folder cannot be used.
+        """
+        store = Store(folder, limit, processes)
+        for output in self.outputs.values():
+            output.text_conditions = TextConditions(cast(Output, output).frozen(), store)  # type: ignore[assignment]
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
         """The parts a stage can train, by name: disjoint, and together all parameters.

@@ -153,8 +153,19 @@ class StageConfig(Config):
     samples: Annotated[int, Field(ge=0)] = 4
 
 
+class CacheConfig(Config):
+    """Where a run keeps its generators' text conditions of captions, so that each is computed once: ``folder`` (by default
+    ``conditions`` in the run directory; several runs may share one) grows to at most ``gigabytes``.
+    """
+
+    folder: str | None = None
+    gigabytes: Positive = 20.0
+
+
 class RunConfig(Config):
     """Everything a run needs. ``output`` is the run directory, relative to the working directory.
+
+    ``cache: null`` computes the text conditions of captions whenever they are needed; the results are the same.
 
     ``compile`` runs the backbone's layers through torch.compile: a minute of compiling and a C++ compiler, then faster steps.
     """
@@ -164,6 +175,7 @@ class RunConfig(Config):
     output: str = "runs/default"
     seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    cache: CacheConfig | None = CacheConfig()
     compile: bool = False
     trackers: list[str] = ["tensorboard"]
     keep_last: PositiveInt = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -133,6 +134,20 @@ class Generator(nn.Module):
     @abstractmethod
     def encode_text(self, captions: Sequence[str]) -> Condition:
         """The generator's own text condition of N captions, without a graph: what an output projector learns to give."""
+
+    def fingerprint(self) -> str:
+        """A hash of all that ``encode_text`` depends on: the class, the weights and their dtypes, and the versions of the
+        libraries that compute. What else a subclass reads belongs in here too.
+        """
+        import diffusers
+        import transformers
+
+        versions = [torch.__version__, transformers.__version__, diffusers.__version__]
+        total = hashlib.sha256(f"{type(self).__qualname__} {versions} {self.condition_shape}\n".encode())
+        for name, value in sorted(self.state_dict().items()):
+            total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return total.hexdigest()
 
     @abstractmethod
     def denoising_loss(self, condition: Condition, targets: Tensor, generator: torch.Generator | None = None) -> Tensor:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
+import json
+import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -109,6 +113,21 @@ class LatentDiffusion(Generator):
     def encode_text(self, captions: Sequence[str]) -> Condition:
         return self.encode(list(captions), None)[0]
 
+    def fingerprint(self) -> str:
+        from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+        total = hashlib.sha256(super().fingerprint().encode())
+        for name, part in sorted(self.pipeline.components.items()):
+            if isinstance(part, nn.Module):
+                # Numbers that no tensor shows, such as the activation. Private ones tell where it was loaded from.
+                config: Any = part.config
+                numbers = dict(config.to_dict() if isinstance(part, PreTrainedModel) else config)
+                numbers = {key: value for key, value in numbers.items() if not key.startswith("_")}
+                total.update(f"{name} {json.dumps(numbers, sort_keys=True, default=str)}\n".encode())
+            elif isinstance(part, PreTrainedTokenizerBase):
+                total.update(f"{name} {_files(part)}\n".encode())
+        return total.hexdigest()
+
     @torch.no_grad()
     def against(self, count: int, negative: str | None = None) -> Condition | None:
         """What classifier-free guidance moves away from, for ``count`` items: the generator's own unconditional
@@ -193,6 +212,19 @@ class LatentDiffusion(Generator):
             return values
 
         return {"callback_on_step_end": after}
+
+
+def _files(tokenizer: Any) -> dict[str, Any]:
+    """What a tokenizer saves, by file. How the last text was cut and padded is kept there too, and is no part of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        texts = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
+    files: dict[str, Any] = {}
+    for name, text in texts.items():
+        value = json.loads(text) if name.endswith(".json") else text
+        last_use = ("truncation", "padding") if name == "tokenizer.json" else ()
+        files[name] = {key: value[key] for key in value if key not in last_use} if isinstance(value, dict) else value
+    return files
 
 
 class Stopped(Exception):

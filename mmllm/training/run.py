@@ -95,6 +95,7 @@ def open_run(
     )
     if config.compile:
         model.backbone.compile_layers()
+    _keep_text_conditions(config, model, folder, accelerator.num_processes)
     run = Run(config, context, accelerator, model, processor, folder, Reporter(accelerator, folder))
     source = newest or start_from
     if source is not None:
@@ -131,6 +132,19 @@ def finish(run: Run) -> Path:
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
     return final
+
+
+def _keep_text_conditions(config: RunConfig, model: MultimodalLM, folder: Path, processes: int) -> None:
+    """Let the model take text conditions from the run's cache, if any stage asks for them."""
+    if config.cache is None or not any("condition" in stage.objectives for stage in config.stages):
+        return
+    place = Path(config.cache.folder or folder / "conditions")
+    try:
+        model.keep_text_conditions(place, int(config.cache.gigabytes * 1e9), processes)
+    except OSError as error:
+        raise TrainingError(
+            f"cache.folder: cannot use {place} ({error.strerror}); choose another, or `null`"
+        ) from error
 
 
 def _accelerator(config: RunConfig, folder: Path) -> Accelerator:

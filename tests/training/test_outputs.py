@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import mmllm
 from mmllm.config.base import BuildContext
 from mmllm.config.load import parse
-from mmllm.config.run import RunConfig
+from mmllm.config.run import CacheConfig, RunConfig
 from mmllm.data.mixture import StageData
 from mmllm.errors import ConfigError, TrainingError
+from mmllm.generators.base import Condition
+from mmllm.generators.image_module import StableDiffusion
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
 from mmllm.training.run import train
@@ -135,6 +140,54 @@ def test_the_objectives_are_what_they_are_called(tmp_path: Path) -> None:
     )
 
 
+def count_encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The captions that text encoders are asked for from now on."""
+    encode, asked = StableDiffusion.encode_text, list[str]()
+
+    def counting(self: StableDiffusion, captions: Sequence[str]) -> Condition:
+        asked.extend(captions)
+        return encode(self, captions)
+
+    monkeypatch.setattr(StableDiffusion, "encode_text", counting)
+    return asked
+
+
+def test_captions_are_encoded_once_for_all_epochs_and_resumes_and_change_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = {"epochs": 2, "save_every": 3, "objectives": {"text": 1.0, "condition": 1.0}}
+    captions = [f"a {colour} picture" for colour in COLOURS]
+    asked = count_encoded(monkeypatch)
+    kept = system(tmp_path / "kept", **stage)
+    folder = train(kept)
+    assert sorted(asked) == sorted(captions)
+    again = system(tmp_path / "kept", **stage)
+    asked.clear()
+    plain = train(system(tmp_path / "plain", **stage).model_copy(update={"cache": None}))
+    assert len(asked) == 16, "two epochs of eight captions"
+    assert not (tmp_path / "plain" / "run" / "conditions").exists()
+    first, second = (load_file(path / "parts.safetensors") for path in (folder, plain))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    strip = [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(tmp_path / "kept")]
+    assert strip == [{k: v for k, v in row.items() if k != "seconds"} for row in rows_of(tmp_path / "plain")]
+    # Resumed from its middle, and with the folder of another run.
+    asked.clear()
+    last = max((tmp_path / "kept" / "run" / "checkpoints").iterdir())
+    shutil.rmtree(last)
+    train(again, resume=True)
+    assert asked == []
+    shared = CacheConfig(folder=str(tmp_path / "kept" / "run" / "conditions"))
+    train(system(tmp_path / "other", **stage).model_copy(update={"cache": shared}))
+    assert asked == []
+
+
+def test_a_cache_folder_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = system(tmp_path).model_copy(update={"cache": CacheConfig(folder=str(tmp_path / "file"))})
+    with pytest.raises(TrainingError, match=r"cache\.folder: cannot use"):
+        train(config)
+
+
 def test_a_pattern_never_means_the_generator(tmp_path: Path) -> None:
     config = system(tmp_path)
     model = MultimodalLM.from_config(config.model, BuildContext())
@@ -164,8 +217,6 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path) -> None:
     train(system(tmp_path / "cut", epochs=2, save_every=3))
     for path in (tmp_path / "cut" / "run" / "checkpoints").iterdir():
         if not path.name.endswith("00000003"):
-            import shutil
-
             shutil.rmtree(path)
     again = train(
         system(
