@@ -59,16 +59,17 @@ class Store:
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Keep ``tensors`` under ``key``. Where the room or the disk is at its end, a warning is logged once instead."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        size = sum(value.nbytes for value in tensors.values())
         if self._full:
-            return
-        if size > self._room:
-            self._give_up(f"the limit of {self.folder} is reached")
             return
         path, half = self._path(key), self._unfinished / uuid.uuid4().hex
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, half, metadata={"sha256": _digest(tensors)})
+            size = half.stat().st_size
+            if size > self._room:
+                half.unlink()
+                self._give_up(f"the limit of {self.folder} is reached")
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
             os.replace(half, path)
         except (OSError, SafetensorError) as error:
             self._give_up(f"cannot write {path}: {error}")

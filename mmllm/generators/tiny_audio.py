@@ -5,23 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mmllm.generators.tiny_parts import TEXT, WIDTH, ddim, roberta_tokenizer, t5_text, t5_tokenizer, unet_2d
+from mmllm.generators.tiny_parts import TEXT, WIDTH, ddim, roberta_tokenizer, t5, texts, unet, vae
 
 MEL_BINS = 8
-
-
-def _mel_vae() -> Any:
-    from diffusers import AutoencoderKL
-
-    return AutoencoderKL(
-        block_out_channels=[8, 16],
-        norm_num_groups=4,
-        in_channels=1,
-        out_channels=1,
-        down_block_types=["DownEncoderBlock2D"] * 2,
-        up_block_types=["UpDecoderBlock2D"] * 2,
-        latent_channels=4,
-    ).eval()
 
 
 def _vocoder() -> Any:
@@ -58,7 +44,7 @@ def _clap_text_numbers() -> dict[str, Any]:
 def _audioldm() -> dict[str, Any]:
     from transformers import ClapTextConfig, ClapTextModelWithProjection
 
-    unet = unet_2d(
+    denoiser = unet(
         sample_size=16,
         cross_attention_dim=(8, 16),
         class_embed_type="simple_projection",
@@ -66,30 +52,23 @@ def _audioldm() -> dict[str, Any]:
         class_embeddings_concat=True,
     )
     return {
-        "vae": _mel_vae(),
-        "text_encoder": ClapTextModelWithProjection(ClapTextConfig(**_clap_text_numbers())).eval(),
-        "tokenizer": roberta_tokenizer(),
-        "unet": unet,
+        "vae": vae(channels=1),
+        **texts((ClapTextModelWithProjection(ClapTextConfig(**_clap_text_numbers())).eval(), roberta_tokenizer())),
+        "unet": denoiser,
         "scheduler": ddim(),
         "vocoder": _vocoder(),
     }
 
 
 def _audioldm2() -> dict[str, Any]:
-    from diffusers import AudioLDM2ProjectionModel, AudioLDM2UNet2DConditionModel
+    from diffusers import AudioLDM2ProjectionModel
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel, GPT2Config, GPT2LMHeadModel
 
-    unet = AudioLDM2UNet2DConditionModel(
-        block_out_channels=(8, 16),
-        layers_per_block=1,
+    denoiser = unet(
+        "AudioLDM2UNet2DConditionModel",
         norm_num_groups=8,
         sample_size=16,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=((None, 16, WIDTH), (None, 16, WIDTH)),
-        attention_head_dim=4,
     )
     audio = {
         "spec_size": 8,
@@ -110,17 +89,14 @@ def _audioldm2() -> dict[str, Any]:
     )
     clap = ClapConfig(text_config=_clap_text_numbers(), audio_config=audio, projection_dim=16)
     return {
-        "vae": _mel_vae(),
-        "text_encoder": ClapModel(clap).eval(),
-        "text_encoder_2": t5_text(),
+        "vae": vae(channels=1),
+        **texts((ClapModel(clap).eval(), roberta_tokenizer()), t5()),
         "projection_model": AudioLDM2ProjectionModel(
             text_encoder_dim=16, text_encoder_1_dim=WIDTH, langauge_model_dim=16
         ).eval(),
         "language_model": GPT2LMHeadModel(language).eval(),
-        "tokenizer": roberta_tokenizer(),
-        "tokenizer_2": t5_tokenizer(),
         "feature_extractor": ClapFeatureExtractor(feature_size=8, hop_length=7),
-        "unet": unet.eval(),
+        "unet": denoiser,
         "scheduler": ddim(),
         "vocoder": _vocoder(),
     }
@@ -146,7 +122,7 @@ def _stable_audio() -> dict[str, Any]:
         global_states_input_dim=8,
         cross_attention_input_dim=4,
     )
-    vae = AutoencoderOobleck(
+    autoencoder = AutoencoderOobleck(
         encoder_hidden_size=6,
         downsampling_ratios=[1, 2],
         decoder_channels=3,
@@ -156,12 +132,11 @@ def _stable_audio() -> dict[str, Any]:
         sampling_rate=4,
     )
     return {
-        "vae": vae.eval(),
-        "text_encoder": t5_text(),
+        "vae": autoencoder.eval(),
+        **texts(t5()),
         "projection_model": StableAudioProjectionModel(
             text_encoder_dim=WIDTH, conditioning_dim=4, min_value=0, max_value=32
         ).eval(),
-        "tokenizer": t5_tokenizer(),
         "transformer": transformer.eval(),
         "scheduler": CosineDPMSolverMultistepScheduler(
             solver_order=2, prediction_type="v_prediction", sigma_data=1.0, sigma_schedule="exponential"

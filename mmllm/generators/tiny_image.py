@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mmllm.generators.tiny_parts import (
-    WIDTH,
-    clip_text,
-    clip_tokenizer,
-    ddim,
-    flow_euler,
-    image_vae,
-    t5_text,
-    t5_tokenizer,
-    unet_2d,
-)
+from mmllm.generators.tiny_parts import WIDTH, clip, ddim, flow_euler, t5, t5_tokenizer, texts, unet, vae
 
 
 def _stable_diffusion() -> dict[str, Any]:
     return {
-        "vae": image_vae(),
-        "text_encoder": clip_text(),
-        "tokenizer": clip_tokenizer(),
-        "unet": unet_2d(),
+        "vae": vae(),
+        **texts(clip()),
+        "unet": unet(),
         "scheduler": ddim(),
         "safety_checker": None,
         "feature_extractor": None,
@@ -32,7 +21,7 @@ def _stable_diffusion() -> dict[str, Any]:
 
 
 def _stable_diffusion_xl() -> dict[str, Any]:
-    unet = unet_2d(
+    denoiser = unet(
         cross_attention_dim=2 * WIDTH,
         attention_head_dim=(2, 4),
         use_linear_projection=True,
@@ -40,15 +29,7 @@ def _stable_diffusion_xl() -> dict[str, Any]:
         addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=6 * 8 + WIDTH,
     )
-    return {
-        "vae": image_vae(),
-        "text_encoder": clip_text(),
-        "text_encoder_2": clip_text(projection=True),
-        "tokenizer": clip_tokenizer(),
-        "tokenizer_2": clip_tokenizer(),
-        "unet": unet,
-        "scheduler": ddim(),
-    }
+    return {"vae": vae(), **texts(clip(), clip(projection=True)), "unet": denoiser, "scheduler": ddim()}
 
 
 def _stable_diffusion_3() -> dict[str, Any]:
@@ -69,13 +50,8 @@ def _stable_diffusion_3() -> dict[str, Any]:
     return {
         "transformer": transformer.eval(),
         "scheduler": flow_euler(shift=3.0),
-        "vae": image_vae(8, shift=0.06),
-        "text_encoder": clip_text(projection=True),
-        "tokenizer": clip_tokenizer(),
-        "text_encoder_2": clip_text(projection=True),
-        "tokenizer_2": clip_tokenizer(),
-        "text_encoder_3": t5_text(2 * WIDTH),
-        "tokenizer_3": t5_tokenizer(),
+        "vae": vae(8, shift=0.06),
+        **texts(clip(projection=True), clip(projection=True), t5(2 * WIDTH)),
     }
 
 
@@ -96,11 +72,8 @@ def _flux() -> dict[str, Any]:
     )
     return {
         "scheduler": flow_euler(),
-        "vae": image_vae(4, shift=0.06),
-        "text_encoder": clip_text(),
-        "tokenizer": clip_tokenizer(),
-        "text_encoder_2": t5_text(),
-        "tokenizer_2": t5_tokenizer(),
+        "vae": vae(shift=0.06),
+        **texts(clip(), t5()),
         "transformer": transformer.eval(),
     }
 
@@ -122,7 +95,7 @@ def _sana() -> dict[str, Any]:
         caption_channels=WIDTH,
         sample_size=32,
     )
-    vae = AutoencoderDC(
+    compression = AutoencoderDC(
         in_channels=3,
         latent_channels=4,
         attention_head_dim=2,
@@ -151,9 +124,8 @@ def _sana() -> dict[str, Any]:
         attn_implementation="eager",
     )
     return {
-        "tokenizer": t5_tokenizer(),
-        "text_encoder": Gemma2Model(text).eval(),
-        "vae": vae.eval(),
+        **texts((Gemma2Model(text).eval(), t5_tokenizer())),
+        "vae": compression.eval(),
         "transformer": transformer.eval(),
         "scheduler": flow_euler(shift=3.0),
     }

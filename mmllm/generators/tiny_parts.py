@@ -68,14 +68,31 @@ def t5_text(width: int = WIDTH) -> Any:
     return T5EncoderModel(config).eval()
 
 
-def image_vae(latent_channels: int = 4, shift: float | None = None) -> Any:
+def clip(projection: bool = False) -> tuple[Any, Any]:
+    """A CLIP text encoder and its tokenizer."""
+    return clip_text(projection), clip_tokenizer()
+
+
+def t5(width: int = WIDTH) -> tuple[Any, Any]:
+    """A T5 encoder and its tokenizer."""
+    return t5_text(width), t5_tokenizer()
+
+
+def texts(*pairs: tuple[Any, Any]) -> dict[str, Any]:
+    """Text encoders and their tokenizers under the names that pipelines have for them."""
+    names = [(f"text_encoder{end}", f"tokenizer{end}") for end in ("", "_2", "_3")]
+    return {name: part for pair, both in zip(pairs, names, strict=False) for name, part in zip(both, pair, strict=True)}
+
+
+def vae(latent_channels: int = 4, channels: int = 3, shift: float | None = None) -> Any:
+    """The autoencoder of Stable Diffusion: halves both sides."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
         block_out_channels=[8, 16],
         norm_num_groups=4,
-        in_channels=3,
-        out_channels=3,
+        in_channels=channels,
+        out_channels=channels,
         down_block_types=["DownEncoderBlock2D"] * 2,
         up_block_types=["UpDecoderBlock2D"] * 2,
         latent_channels=latent_channels,
@@ -84,8 +101,9 @@ def image_vae(latent_channels: int = 4, shift: float | None = None) -> Any:
     ).eval()
 
 
-def unet_2d(**more: Any) -> Any:
-    from diffusers import UNet2DConditionModel
+def unet(name: str = "UNet2DConditionModel", **more: Any) -> Any:
+    """A U-Net of that diffusers class, with two blocks of which the inner one attends to the text."""
+    import diffusers
 
     numbers = {
         "block_out_channels": (8, 16),
@@ -99,7 +117,7 @@ def unet_2d(**more: Any) -> Any:
         "cross_attention_dim": WIDTH,
         "attention_head_dim": 4,
     }
-    return UNet2DConditionModel(**{**numbers, **more}).eval()
+    return getattr(diffusers, name)(**{**numbers, **more}).eval()
 
 
 def ddim(**more: Any) -> Any:

@@ -5,40 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from mmllm.generators.tiny_parts import (
-    WIDTH,
-    clip_text,
-    clip_tokenizer,
-    ddim,
-    flow_euler,
-    image_vae,
-    t5_text,
-    t5_tokenizer,
-)
+from mmllm.generators.tiny_parts import WIDTH, clip, ddim, flow_euler, t5, texts, unet, vae
 
 
 def _text_to_video() -> dict[str, Any]:
-    from diffusers import UNet3DConditionModel
-
-    unet = UNet3DConditionModel(
+    denoiser = unet(
+        "UNet3DConditionModel",
         block_out_channels=(4, 8),
-        layers_per_block=1,
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
+        norm_num_groups=2,
         down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
         up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
-        cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=2,
     )
-    return {
-        "vae": image_vae(),
-        "text_encoder": clip_text(),
-        "tokenizer": clip_tokenizer(),
-        "unet": unet.eval(),
-        "scheduler": ddim(),
-    }
+    return {"vae": vae(), **texts(clip()), "unet": denoiser, "scheduler": ddim()}
 
 
 def _wan() -> dict[str, Any]:
@@ -56,13 +34,12 @@ def _wan() -> dict[str, Any]:
         num_layers=2,
         rope_max_seq_len=32,
     )
-    vae = AutoencoderKLWan(
+    autoencoder = AutoencoderKLWan(
         base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
     )
     return {
-        "tokenizer": t5_tokenizer(),
-        "text_encoder": t5_text(),
-        "vae": vae.eval(),
+        **texts(t5()),
+        "vae": autoencoder.eval(),
         "transformer": transformer.eval(),
         "scheduler": flow_euler(shift=7.0),
     }

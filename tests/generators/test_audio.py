@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,57 +16,56 @@ from mmllm.generators.audio import AudioDiffusionConfig
 from mmllm.generators.base import Condition, Sound
 from mmllm.generators.diffusion_module import LatentDiffusion
 from mmllm.generators.targets import MelTarget
-from mmllm.generators.tiny import tiny_pipeline
+
+from .references import check_gradients, check_padding, check_stopping, diffusion_loss, mean, pipeline_of, seeds
 
 CAPTIONS = ["a loud bell", "two beeps"]
 CONTEXT = BuildContext(dtype=torch.float32)
 
 
-@pytest.fixture(scope="module", params=list(AudioDiffusionConfig.families))
-def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path: Path = tmp_path_factory.mktemp(request.param)
-    tiny_pipeline(request.param).save_pretrained(path)
-    return path
+FAMILIES = list(AudioDiffusionConfig.families)
 
 
 @pytest.fixture(scope="module")
 def generator(folder: Path) -> LatentDiffusion:
-    built = AudioDiffusionConfig(pretrained=str(folder), steps=3, guidance=3.0).build(CONTEXT)
-    assert built is not None
-    return built
+    return AudioDiffusionConfig(pretrained=str(folder), steps=3, guidance=3.0).build(CONTEXT)
 
 
-def pipeline_of(folder: Path) -> Any:
-    from diffusers import DiffusionPipeline
-
-    pipeline = DiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+def own_sounds(folder: Path, **options: Any) -> np.ndarray[Any, Any]:
+    call = {"num_inference_steps": 3, "guidance_scale": 3.0, "generator": seeds(2), **options}
+    waves = np.asarray(pipeline_of(folder)(CAPTIONS, **call).audios)
+    return waves.mean(axis=1) if waves.ndim == 3 else waves
 
 
-def test_sounds_from_the_text_condition_equal_the_pipelines_own(folder: Path, generator: LatentDiffusion) -> None:
-    # AudioLDM 2's unconditional side depends on the length of the caption beside it, so it is left out there.
-    guidance = 1.0 if "AudioLDM2" in folder.name else 3.0
-    expected = np.asarray(
-        pipeline_of(folder)(
-            CAPTIONS,
-            num_inference_steps=3,
-            guidance_scale=guidance,
-            generator=[torch.Generator().manual_seed(seed) for seed in (5, 6)],
-        ).audios
-    )
-    expected = expected.mean(axis=1) if expected.ndim == 3 else expected
-    found = generator.generate(generator.encode_text(CAPTIONS), generator.sampling.with_(seed=5, guidance=guidance))
+def waves_of(made: list[Any]) -> np.ndarray[Any, Any]:
+    assert all(isinstance(sound, Sound) for sound in made)
+    return np.stack([sound.samples for sound in made])
+
+
+@pytest.mark.parametrize("guidance", [3.0, 1.0])
+def test_sounds_from_the_text_condition_equal_the_pipelines_own(
+    folder: Path, generator: LatentDiffusion, guidance: float
+) -> None:
+    if guidance != 1.0 and "AudioLDM2" in folder.name:
+        pytest.skip("its unconditional side depends on the length of the caption beside it")
+    expected = own_sounds(folder, guidance_scale=guidance)
+    text, how = generator.encode_text(CAPTIONS), generator.sampling.with_(seed=5, guidance=guidance)
     loudest = np.abs(expected).max()
-    for sound, wave in zip(found, expected, strict=True):
-        assert isinstance(sound, Sound)
-        # Measured: 0 for AudioLDM and Stable Audio; 4e-5 of the amplitude for AudioLDM 2, whose text is padded here.
-        np.testing.assert_allclose(sound.samples, np.clip(wave, -1, 1), atol=1e-3 * loudest)
-    text = generator.encode_text(CAPTIONS)
+    # Measured: 0 for AudioLDM and Stable Audio; 4e-5 of the amplitude for AudioLDM 2, whose text is padded here.
+    tolerance = 1e-3 * loudest if "AudioLDM2" in folder.name else 0
+    found = waves_of(generator.generate(text, how))
+    np.testing.assert_allclose(found, np.clip(expected, -1, 1), atol=tolerance, rtol=0)
     far = Condition({name: -20 * value for name, value in text.streams.items()}, text.masks)
-    (other, _) = generator.generate(far, generator.sampling.with_(seed=5, guidance=guidance))
-    assert isinstance(other, Sound)
-    assert np.abs(other.samples - expected[0]).max() > 5e-3 * loudest, "the condition does something"
+    assert np.abs(waves_of(generator.generate(far, how)) - found).max() > 5e-3 * loudest, "the condition does something"
+
+
+@pytest.mark.parametrize("folder", ["AudioLDMPipeline", "StableAudioPipeline"], indirect=True)
+def test_a_negative_text_is_the_pipelines_negative_prompt(folder: Path, generator: LatentDiffusion) -> None:
+    how = generator.sampling.with_(seed=5, negative="hum")
+    found = waves_of(generator.generate(generator.encode_text(CAPTIONS), how))
+    expected = np.clip(own_sounds(folder, negative_prompt=["hum", "hum"]), -1, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max(), rtol=0)
+    assert not np.allclose(expected, np.clip(own_sounds(folder), -1, 1), atol=0, rtol=1e-6), "it does something"
 
 
 def test_the_shape_is_known_from_json_alone(folder: Path, generator: LatentDiffusion) -> None:
@@ -78,46 +78,24 @@ def test_gradients_reach_the_condition_alone(folder: Path, generator: LatentDiff
     target = AudioDiffusionConfig(pretrained=str(folder)).target(CONTEXT)
     waves = [np.sin(np.arange(n) * 0.3).astype(np.float32) for n in (400, 90)]
     targets = torch.stack([target(wave) for wave in waves])
-    text = generator.encode_text(CAPTIONS)
-    streams = {name: value.clone().requires_grad_() for name, value in text.streams.items()}
-    losses = generator.denoising_loss(Condition(streams, text.masks), targets, torch.Generator().manual_seed(0))
-    assert losses.shape == (2,)
-    losses.sum().backward()
-    assert all(value.grad is not None and value.grad.abs().sum() > 0 for value in streams.values())
-    assert not any(parameter.requires_grad for parameter in generator.parameters())
+    check_gradients(generator, targets, CAPTIONS)
 
 
-def test_the_denoising_loss_equals_one_made_of_the_pipelines_parts(folder: Path, generator: LatentDiffusion) -> None:
-    from diffusers import DDPMScheduler
-
-    pipeline, draw = pipeline_of(folder), torch.Generator().manual_seed(0)
-    condition = generator.encode_text(CAPTIONS)
-    if "Stable" in folder.name:
-        targets = torch.randn(2, 2, 8)
-        expected = stable_audio_loss(pipeline, condition, targets, draw)
-    else:
-        targets = torch.randn(2, 1, 32, 8)
-        clean = pipeline.vae.encode(targets).latent_dist.sample(draw) * pipeline.vae.config.scaling_factor
-        noise = torch.randn(clean.shape, generator=draw)
-        process = DDPMScheduler.from_config(pipeline.scheduler.config)
-        steps = torch.randint(0, 1000, (2,), generator=draw)
-        noisy = process.add_noise(clean, noise, steps)
-        if "AudioLDM2" in folder.name:
-            given = {
-                "encoder_hidden_states": condition["generated"],
-                "encoder_hidden_states_1": condition["text"],
-                "encoder_attention_mask_1": condition.masks["text"],
-            }
-        else:
-            given = {"encoder_hidden_states": None, "class_labels": condition["text"][:, 0]}
-        snr = process.alphas_cumprod[steps] / (1 - process.alphas_cumprod[steps])
-        error = (pipeline.unet(noisy, steps, **given).sample - noise).pow(2).mean(dim=(1, 2, 3))
-        expected = error * snr.clamp(max=5.0) / snr
-    found = generator.denoising_loss(condition, targets, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+def mel_loss(pipeline: Any, condition: Condition, targets: Tensor, draw: torch.Generator, **_: Any) -> Tensor:
+    clean = pipeline.vae.encode(targets).latent_dist.sample(draw) * pipeline.vae.config.scaling_factor
+    given: dict[str, Any] = {"encoder_hidden_states": None, "class_labels": condition["text"][:, 0]}
+    if "generated" in condition.streams:
+        given = {
+            "encoder_hidden_states": condition["generated"],
+            "encoder_hidden_states_1": condition["text"],
+            "encoder_attention_mask_1": condition.masks["text"],
+        }
+    return diffusion_loss(pipeline, clean, draw, lambda noisy, steps: pipeline.unet(noisy, steps, **given).sample)
 
 
-def stable_audio_loss(pipeline: Any, condition: Condition, targets: Tensor, draw: torch.Generator) -> Tensor:
+def stable_audio_loss(
+    pipeline: Any, condition: Condition, targets: Tensor, draw: torch.Generator, seconds: float = 2.0
+) -> Tensor:
     from diffusers.models.embeddings import get_1d_rotary_pos_embed
 
     clean = pipeline.vae.encode(targets).latent_dist.sample(draw)
@@ -127,7 +105,7 @@ def stable_audio_loss(pipeline: Any, condition: Condition, targets: Tensor, draw
     # The same text positions and durations as the pipeline's own call makes of a prompt.
     mask = condition.masks["text"].long()
     text = pipeline.encode_prompt(None, "cpu", False, prompt_embeds=condition["text"], attention_mask=mask)
-    start, end = pipeline.encode_duration(0.0, 2.0, "cpu", False, 2)
+    start, end = pipeline.encode_duration(0.0, seconds, "cpu", False, 2)
     found = pipeline.transformer(
         cos * clean + sin * noise,
         times,
@@ -137,24 +115,60 @@ def stable_audio_loss(pipeline: Any, condition: Condition, targets: Tensor, draw
             pipeline.rotary_embed_dim, clean.shape[2] + 1, use_real=True, repeat_interleave_real=False
         ),
     ).sample
-    error: Tensor = (found - (cos * noise - sin * clean)).pow(2).mean(dim=(1, 2))
-    return error
+    return mean(found - (cos * noise - sin * clean))
+
+
+def check_loss(folder: Path, generator: LatentDiffusion, **more: float) -> None:
+    stable = "Stable" in folder.name
+    targets = torch.randn(2, 2, 8) if stable else torch.randn(2, 1, 32, 8)
+    condition = generator.encode_text(CAPTIONS)
+    draws = [torch.Generator().manual_seed(0) for _ in range(2)]
+    with torch.no_grad():
+        expected = (stable_audio_loss if stable else mel_loss)(
+            pipeline_of(folder), condition, targets, draws[0], **more
+        )
+    torch.testing.assert_close(generator.denoising_loss(condition, targets, draws[1]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_denoising_loss_equals_one_made_of_the_pipelines_parts(folder: Path, generator: LatentDiffusion) -> None:
+    check_loss(folder, generator)
+
+
+def test_stable_audio_is_trained_and_asked_with_the_length_that_is_configured(saved: Callable[[str], Path]) -> None:
+    folder = saved("StableAudioPipeline")
+    generator: Any = AudioDiffusionConfig(pretrained=str(folder), steps=3, guidance=3.0, seconds=1.0).build(CONTEXT)
+    check_loss(folder, generator, seconds=1.0)
+    with pytest.raises(AssertionError, match="not close"):
+        check_loss(folder, generator, seconds=2.0)
+    found = waves_of(generator.generate(generator.encode_text(CAPTIONS), generator.sampling.with_(seed=5)))
+    expected = own_sounds(folder, audio_end_in_s=1.0)
+    assert found.shape == (2, 4), "one second at 4 Hz"
+    assert np.array_equal(found, np.clip(expected, -1, 1))  # measured: 0
+
+
+def test_audioldm2_hears_both_streams_and_no_padding(saved: Callable[[str], Path]) -> None:
+    folder = saved("AudioLDM2Pipeline")
+    generator: Any = AudioDiffusionConfig(pretrained=str(folder), steps=3, guidance=3.0).build(CONTEXT)
+    text, targets = generator.encode_text(CAPTIONS), torch.randn(2, 1, 32, 8)
+    assert set(text.streams) == {"text", "generated"}
+    assert set(text.masks) == {"text"}
+    check_padding(generator, targets, CAPTIONS)
+
+    def loss(condition: Condition) -> Tensor:
+        found: Tensor = generator.denoising_loss(condition, targets, torch.Generator().manual_seed(0))
+        return found
+
+    for name in text.streams:
+        other = Condition({**text.streams, name: text[name] + 1}, text.masks)
+        assert not torch.allclose(loss(other), loss(text), atol=1e-6), name
 
 
 def test_steps_are_counted_and_a_refusal_stops(generator: LatentDiffusion) -> None:
-    seen: list[tuple[int, int]] = []
-
-    def go_on(done: int, total: int) -> bool:
-        seen.append((done, total))
-        return done < 2
-
-    assert generator.generate(generator.encode_text(CAPTIONS[:1]), on_step=go_on) == []
-    assert seen == [(1, 3), (2, 3)]
+    check_stopping(generator, CAPTIONS[0])
 
 
-def test_a_length_in_seconds_is_asked_of_the_pipeline(tmp_path: Path) -> None:
-    tiny_pipeline("AudioLDMPipeline").save_pretrained(tmp_path)
-    config = AudioDiffusionConfig(pretrained=str(tmp_path), steps=1, seconds=0.02)
+def test_a_length_in_seconds_is_asked_of_the_pipeline(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    config = AudioDiffusionConfig(pretrained=str(saved("AudioLDMPipeline")), steps=1, seconds=0.02)
     generator = config.build(CONTEXT)
     assert generator is not None
     (sound,) = generator.generate(generator.encode_text(CAPTIONS[:1]))

@@ -164,7 +164,7 @@ def test_captions_are_encoded_once_for_all_epochs_and_resumes_and_change_no_bit(
     again = system(tmp_path / "kept", **stage)
     asked.clear()
     plain = train(system(tmp_path / "plain", **stage).model_copy(update={"cache": None}))
-    assert len(asked) == 16, "two epochs of eight captions"
+    assert len(asked) > len(captions), "in every step anew"
     assert not (tmp_path / "plain" / "run" / "conditions").exists()
     first, second = (load_file(path / "parts.safetensors") for path in (folder, plain))
     assert all(torch.equal(first[name], second[name]) for name in first)
