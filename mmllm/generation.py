@@ -57,7 +57,9 @@ class Step:
 
 @dataclass(frozen=True)
 class Group:
-    """A complete group of signal tokens of prompt ``row``: ``signals (1, K, D_llm)`` for the output ``modality``."""
+    """A complete group of signal tokens of prompt ``row``: ``signals``, the states ``(1, K, D_llm)`` there, for the output
+    ``modality``; or the codes ``(1, P)``, int64, where it takes those.
+    """
 
     row: int
     modality: str
@@ -65,7 +67,8 @@ class Group:
 
 
 class SignalWriter:
-    """Keeps signal tokens in whole groups: the first one is the model's choice, the rest of its group follows.
+    """Keeps signal tokens in whole groups: the first one is the model's choice, and the rest of its group follows, with a
+    choice only among codes.
 
     ``open`` maps a prompt to the modality of its unfinished group. A group counts once the states at all its tokens are
     known; so it is never half-used.
@@ -74,7 +77,7 @@ class SignalWriter:
     def __init__(self, processor: Processor, rows: int) -> None:
         self.outputs = processor.signals
         self.first = {signals.first: name for name, signals in self.outputs.items()}
-        self.others = [id for signals in self.outputs.values() for id in signals.ids[1:]]
+        self.ids: list[list[int]] = [[] for _ in range(rows)]
         self.states: list[list[Tensor]] = [[] for _ in range(rows)]
         self.open: dict[int, str] = {}
 
@@ -82,17 +85,22 @@ class SignalWriter:
         """``logits (B, V)`` in which a group can only be begun, or gone on with where it is open."""
         if not self.outputs:
             return logits
-        logits = logits.index_fill(1, torch.tensor(self.others, dtype=torch.int64, device=logits.device), -torch.inf)
+        masked = logits.clone()
+        for signals in self.outputs.values():
+            masked[:, signals.first + 1 : signals.stop] = -torch.inf
         for row, name in self.open.items():
-            logits[row] = -torch.inf
-            logits[row, self.outputs[name].first + len(self.states[row])] = 0.0
-        return logits
+            allowed = self.outputs[name].allowed(len(self.states[row]))
+            masked[row] = -torch.inf
+            masked[row, allowed] = logits[row, allowed]
+        return masked
 
     def written(self, ids: Sequence[int | None]) -> None:
         """Tell which ids were chosen."""
         for row, id in enumerate(ids):
             if id in self.first and row not in self.open:
                 self.open[row] = self.first[id]
+            if id is not None and row in self.open:
+                self.ids[row].append(id)
 
     def read(self, states: Tensor) -> list[Group]:
         """Take the ``states (B, D_llm)`` at the newest tokens; the groups that are complete now."""
@@ -100,8 +108,8 @@ class SignalWriter:
         for row, name in list(self.open.items()):
             self.states[row].append(states[row])
             if len(self.states[row]) == self.outputs[name].count:
-                complete.append(Group(row, name, torch.stack(self.states[row])[None]))
-                self.states[row] = []
+                complete.append(Group(row, name, self.outputs[name].told(self.ids[row], torch.stack(self.states[row]))))
+                self.ids[row], self.states[row] = [], []
                 del self.open[row]
         return complete
 
@@ -122,7 +130,7 @@ def decode(
     from transformers import DynamicCache
 
     device = next(model.parameters()).device
-    batch = processor.collate(prompts, pad_left=True).to(device)
+    batch = model.with_codes(processor.collate(prompts, pad_left=True).to(device))
     rows, width = batch.ids.shape
     room = context_length(model) - width
     if room < 1:

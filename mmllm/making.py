@@ -13,7 +13,7 @@ from torch import Tensor
 from mmllm.config.base import suggest
 from mmllm.errors import MmllmError
 from mmllm.generators.base import Artifact, Sampling
-from mmllm.model import MultimodalLM, Output
+from mmllm.model import AnyOutput, MultimodalLM, Output
 from mmllm.replies import Media
 from mmllm.retrieval import Retrieval
 
@@ -41,22 +41,22 @@ class Maker:
             known = ", ".join(model.outputs) or "nothing"
             raise MmllmError(f"options for {', '.join(unknown)}, but this model makes {known}")
         for name, changes in self.options.items():
-            known_options = ("steps", "guidance", "negative", "seed", *_output(model, name).frozen().size_options)
+            known_options = _output(model, name).frozen().options
             for option in changes:
                 if option not in known_options:
-                    found = f"unknown option {option!r} of {name}; known: {', '.join(known_options)}"
+                    found = f"unknown option {option!r} of {name}; known: {', '.join(known_options) or 'none'}"
                     raise MmllmError(found + suggest(option, known_options))
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="generator")
         self._made = 0
         self._found: dict[int, set[str]] = {}
 
     def make(self, modality: str, signals: Tensor, reply: int = 0) -> Media:
-        """Begin to make a medium from ``signals (1, K, D_llm)``, or to read one that is found: none twice in one
-        ``reply`` of several.
+        """Begin to make a medium from the ``signals`` of a group, or to read one that is found: none twice in one ``reply``
+        of several.
         """
         output = _output(self.model, modality)
         retrieval = self.retrieval.get(modality)
-        found = retrieval and retrieval.find(output, signals, self._found.setdefault(reply, set()))
+        found = retrieval and retrieval.find(cast(Output, output), signals, self._found.setdefault(reply, set()))
         if retrieval and found:
             self._found[reply].add(found.file)
             path = retrieval.index.root / found.file
@@ -72,13 +72,13 @@ class Maker:
         self._pool.submit(self._fill, media, lambda: self._generated(media, output, signals, sampling))
         return media
 
-    def _generated(self, media: Media, output: Output, signals: Tensor, sampling: Sampling) -> Artifact | None:
+    def _generated(self, media: Media, output: AnyOutput, signals: Tensor, sampling: Sampling) -> Artifact | None:
         def after(done: int, total: int) -> bool:
             media.progress = (done, total)
             return self.stop is None or not self.stop.is_set()
 
         with torch.no_grad():
-            made = output.frozen().generate(output(signals), sampling, after)
+            made = output.make(signals, sampling, after)
         return made[0] if made else None
 
     def _fill(self, media: Media, get: Callable[[], Artifact | None]) -> None:
@@ -92,5 +92,5 @@ class Maker:
         self._pool.shutdown(wait=False)
 
 
-def _output(model: MultimodalLM, name: str) -> Output:
-    return cast(Output, model.outputs[name])
+def _output(model: MultimodalLM, name: str) -> AnyOutput:
+    return cast(AnyOutput, model.outputs[name])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Callable, Collection, Container, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -12,10 +13,11 @@ from torch.nn import functional as F
 
 from mmllm.backbones.base import Backbone
 from mmllm.config.base import BuildContext, problems_at
+from mmllm.config.families import TokenGroup
 from mmllm.config.run import ModelConfig
 from mmllm.encoders.base import Encoder
 from mmllm.errors import ConfigError, MmllmError
-from mmllm.generators.base import Condition, Generator
+from mmllm.generators.base import Artifact, CodeGenerator, Condition, Generator, Sampling
 from mmllm.generators.text_conditions import Store, TextConditions
 from mmllm.projectors.base import Projector
 from mmllm.projectors.output_module import OutputProjector
@@ -79,6 +81,12 @@ class Output(nn.Module):
         """The condition of N media from ``signals (N, K, D_llm)``, last hidden states plus input embeddings."""
         return Condition(self.projector(signals))
 
+    def make(
+        self, signals: Tensor, sampling: Sampling, on_step: Callable[[int, int], bool] | None = None
+    ) -> list[Artifact]:
+        """Media from ``signals (N, K, D_llm)``."""
+        return self.frozen().generate(self(signals), sampling, on_step)
+
     def losses(self, signals: Tensor, made: MadeBatch, objectives: Container[str]) -> dict[str, Tensor]:
         """Summed losses over the N media of a batch with ``signals (N, K, D_llm)``, float32 scalars."""
         sums: dict[str, Tensor] = {}
@@ -95,10 +103,33 @@ class Output(nn.Module):
         return sums
 
 
+class CodeOutput(nn.Module):
+    """One modality's way out where the backbone itself writes the codes that the frozen generator is told."""
+
+    def __init__(self, generator: CodeGenerator | None) -> None:
+        super().__init__()
+        self.generator = None if generator is None else generator.requires_grad_(False)
+
+    def frozen(self) -> CodeGenerator:
+        """The generator. Raises ``MmllmError`` when the model was built without weights, for a plan."""
+        if self.generator is None:
+            raise MmllmError("this model was built without its generators' weights")
+        return self.generator
+
+    def make(
+        self, codes: Tensor, sampling: Sampling, on_step: Callable[[int, int], bool] | None = None
+    ) -> list[Artifact]:
+        """Media from ``codes (N, P)``."""
+        return self.frozen().generate(codes, sampling, on_step)
+
+
+AnyOutput = Output | CodeOutput
+
+
 class MultimodalLM(nn.Module):
     """Modality inputs in front of a language-model backbone, modality outputs behind it."""
 
-    def __init__(self, inputs: Mapping[str, Input], backbone: Backbone, outputs: Mapping[str, Output]) -> None:
+    def __init__(self, inputs: Mapping[str, Input], backbone: Backbone, outputs: Mapping[str, AnyOutput]) -> None:
         super().__init__()
         self.inputs = nn.ModuleDict(inputs)
         self.backbone = backbone
@@ -111,8 +142,12 @@ class MultimodalLM(nn.Module):
         Raises ``ConfigError`` with everything that the parts refuse, each under its dotted path.
         """
         markers = 2 * sum(part.markers for part in config.inputs.values())
-        signals = sum(part.signal_tokens for part in config.outputs.values())
         problems: list[tuple[str, str]] = []
+        groups: dict[str, TokenGroup] = {}
+        for name, made in config.outputs.items():
+            with problems_at(f"model.outputs.{name}.generator", problems, context):
+                groups[name] = made.generator.tokens(context, made.signal_tokens)
+        signals = sum(group.rows for group in groups.values())
         backbone: Backbone | None = None
         inputs = {}
         with problems_at("model.backbone", problems, context):
@@ -127,26 +162,30 @@ class MultimodalLM(nn.Module):
                         context, input_dim=encoder.output_dim, output_dim=backbone.hidden_dim
                     )
                     inputs[name] = Input(encoder, projector)
-        outputs = {}
+        outputs: dict[str, AnyOutput] = {}
         for name, made in config.outputs.items():
             path = f"model.outputs.{name}"
             with problems_at(f"{path}.generator", problems, context):
                 shape, generator = made.generator.condition_shape(context), made.generator.build(context)
-            if backbone is not None and not problems:
-                with problems_at(f"{path}.projector", problems, context):
-                    out = made.projector.build(
-                        context,
-                        input_dim=backbone.hidden_dim,
-                        num_signals=made.signal_tokens,
-                        condition_shape=shape,
-                    )
-                    width, retrieval, decision = backbone.hidden_dim, None, None
-                    if made.retrieval is not None and name in inputs:  # without: see `contradictions`
-                        seen_dim = inputs[name].encoder.output_dim
-                        retrieval = RetrievalHeads(width, seen_dim, made.retrieval.dim).to(context.dtype)
-                    if made.decision is not None:
-                        decision = DecisionHead(width, made.decision.dropout).to(context.dtype)
-                    outputs[name] = Output(out, generator, made.distance, retrieval, decision)
+            if backbone is None or problems:
+                continue
+            if made.projector is None:
+                outputs[name] = CodeOutput(cast(CodeGenerator | None, generator))
+                continue
+            with problems_at(f"{path}.projector", problems, context):
+                out = made.projector.build(
+                    context,
+                    input_dim=backbone.hidden_dim,
+                    num_signals=len(groups[name].places),
+                    condition_shape=shape,
+                )
+                width, retrieval, decision = backbone.hidden_dim, None, None
+                if made.retrieval is not None and name in inputs:  # without: see `contradictions`
+                    seen_dim = inputs[name].encoder.output_dim
+                    retrieval = RetrievalHeads(width, seen_dim, made.retrieval.dim).to(context.dtype)
+                if made.decision is not None:
+                    decision = DecisionHead(width, made.decision.dropout).to(context.dtype)
+                outputs[name] = Output(out, cast(Generator | None, generator), made.distance, retrieval, decision)
         if backbone is None or problems:
             raise ConfigError(problems)
         return cls(inputs, backbone, outputs)
@@ -158,7 +197,8 @@ class MultimodalLM(nn.Module):
         """
         store = Store(folder, limit, processes)
         for output in self.outputs.values():
-            output.text_conditions = TextConditions(cast(Output, output).frozen(), store)  # type: ignore[assignment]
+            if isinstance(output, Output):
+                output.text_conditions = TextConditions(output.frozen(), store)
 
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
         """The parts a stage can train, by name: disjoint, and together all parameters.
@@ -190,12 +230,28 @@ class MultimodalLM(nn.Module):
             flat = flat.index_copy(0, batch.positions, rows)
         return flat.view_as(embeddings)
 
+    def with_codes(self, batch: Batch) -> Batch:
+        """``batch`` with the codes of its media in their places, made by the frozen generators."""
+        if not batch.codes:
+            return batch
+        ids = batch.ids.flatten()
+        for name, one in batch.codes.items():
+            codes = cast(CodeOutput, self.outputs[name]).frozen().encode(one.targets).to(ids.device)
+            ids = ids.index_copy(0, one.positions.flatten(), (codes + one.firsts).flatten())
+        # What is to be predicted at a position stands behind it.
+        return replace(batch, ids=ids.view_as(batch.ids), targets=ids[batch.predict + 1])
+
+    def exact_parts(self) -> list[str]:
+        """Parts that compute in float32 whatever the precision of a run: models of codes."""
+        return [f"outputs.{name}.generator" for name, output in self.outputs.items() if isinstance(output, CodeOutput)]
+
     def forward(self, batch: Batch, objectives: Collection[str] = ("text",)) -> dict[str, Tensor]:
         """The objectives' losses over ``batch``, each a *sum* (float32 scalar) of ``batch.counts[objective]`` terms.
 
         Sums, not means: the trainer divides by the terms of the whole global batch. ``text`` is the next-token
         cross-entropy of the supervised tokens; an objective that nothing in the batch is for is left out.
         """
+        batch = self.with_codes(batch)
         embeddings = self.splice(batch.ids, batch.media) + self._zero(batch)
         made = batch.made if any(name != "text" for name in objectives) else {}
         states_at = torch.cat([m.positions.flatten() for m in made.values()]) if made else None
@@ -234,7 +290,7 @@ class MultimodalLM(nn.Module):
         """
         losses = [zero]
         for name, module in self.outputs.items():
-            heads = cast(Output, module).retrieval
+            heads = module.retrieval if isinstance(module, Output) else None
             if heads is None:
                 continue
             text = media = next(heads.parameters()).new_zeros(0, heads.text.out_features, dtype=torch.float32)

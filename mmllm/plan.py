@@ -8,7 +8,7 @@ from typing import Any
 
 from mmllm.config.base import BuildContext, problems_at
 from mmllm.config.contradictions import contradictions, matching, rate, with_lengths
-from mmllm.config.run import InputConfig, ModelConfig, RunConfig, StageConfig
+from mmllm.config.run import InputConfig, ModelConfig, OutputConfig, RunConfig, StageConfig
 from mmllm.errors import ConfigError, MediaError
 
 
@@ -24,11 +24,15 @@ class InputPlan:
 
 @dataclass(frozen=True)
 class OutputPlan:
-    """One modality's way out. ``condition`` maps the streams of the generator's condition to (L, D)."""
+    """One modality's way out. A medium takes ``signal_tokens`` tokens of a sequence, and the output ``rows`` new ones of the
+    table. ``condition`` maps the streams of the generator's condition to (L, D); a generator of codes has neither that nor
+    a projector.
+    """
 
-    projector: str
+    projector: str | None
     generator: str
     signal_tokens: int
+    rows: int
     condition: dict[str, tuple[int, int]]
 
 
@@ -74,7 +78,13 @@ def make_plan(config: RunConfig, context: BuildContext) -> Plan:
     except ConfigError as error:
         problems += error.problems
     if not problems:
-        problems += contradictions(config, offline, model.parts()) + _too_long(config, tokens)
+        written = {
+            name: {"as the assistant writes it": len(part.generator.tokens(offline, part.signal_tokens).places)}
+            for name, part in config.model.outputs.items()
+        }
+        problems += (
+            contradictions(config, offline, model.parts()) + _too_long(config, tokens) + _too_long(config, written)
+        )
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))  # a size that does not fit is met by preprocessor and encoder
     inputs = {
@@ -82,15 +92,17 @@ def make_plan(config: RunConfig, context: BuildContext) -> Plan:
         for name, part in config.model.inputs.items()
     }
     parameters = {name: sum(p.numel() for p in part.values()) for name, part in model.parts().items()}
-    outputs = {
-        name: OutputPlan(
-            part.projector.kind, part.generator.kind, part.signal_tokens, part.generator.condition_shape(offline)
-        )
-        for name, part in config.model.outputs.items()
-    }
+    outputs = {name: _output_plan(part, offline) for name, part in config.model.outputs.items()}
     stages = [_stage_plan(stage, parameters) for stage in config.stages]
     backbone, total = model.backbone, sum(parameters.values())
     return Plan(backbone.hidden_dim, backbone.vocab_rows, inputs, outputs, parameters, total, stages)
+
+
+def _output_plan(part: OutputConfig, context: BuildContext) -> OutputPlan:
+    group = part.generator.tokens(context, part.signal_tokens)
+    projector = None if part.projector is None else part.projector.kind
+    shape = part.generator.condition_shape(context)
+    return OutputPlan(projector, part.generator.kind, len(group.places), group.rows, shape)
 
 
 def _picture(width: int, height: int) -> Any:
@@ -183,15 +195,14 @@ def render(plan: Plan, config: ModelConfig) -> str:
         f"  backbone     {config.backbone.kind:<16} (B, T, {plan.hidden_dim}) -> (B, T, {plan.vocab_rows})",
     ]
     for name, out in plan.outputs.items():
-        shapes = ", ".join(f"{stream} (N, {length}, {dim})" for stream, (length, dim) in out.condition.items())
-        size = count(plan.parameters[f"outputs.{name}.projector"])
         weights = plan.parameters.get(f"outputs.{name}.generator")
-        lines += [
-            f"  {name}",
-            f"    signals    {out.signal_tokens} tokens",
-            f"    projector  {out.projector:<16} (N, {out.signal_tokens}, {plan.hidden_dim}) -> {shapes}   {size}",
-            f"    generator  {out.generator:<16} frozen   {'' if weights is None else count(weights)}",
-        ]
+        lines += [f"  {name}", f"    tokens     {out.signal_tokens} for each, {out.rows} in the table"]
+        if out.projector is not None:
+            shapes = ", ".join(f"{stream} (N, {length}, {dim})" for stream, (length, dim) in out.condition.items())
+            size = count(plan.parameters[f"outputs.{name}.projector"])
+            given = f"(N, {out.signal_tokens}, {plan.hidden_dim})"
+            lines.append(f"    projector  {out.projector:<16} {given} -> {shapes}   {size}")
+        lines.append(f"    generator  {out.generator:<16} frozen   {'' if weights is None else count(weights)}")
         for head, shape in (("retrieval", "(N, dim) of signals and media"), ("decision", "(N, 2)")):
             if (size_of := plan.parameters.get(f"outputs.{name}.{head}")) is not None:
                 lines.append(f"    {head:<10} {'linear':<16} {shape}   {count(size_of)}")

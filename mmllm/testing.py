@@ -24,21 +24,21 @@ from mmllm.config.families import (
     AdapterConfig,
     BackboneConfig,
     EncoderConfig,
-    GeneratorConfig,
     OutputProjectorConfig,
     Preprocessor,
     ProjectorConfig,
     Shape,
 )
-from mmllm.generators.base import Condition
+from mmllm.contract import ContractError
+from mmllm.contract import equal as _equal
+from mmllm.contract import require as _require
+from mmllm.contract_of_generators import check_generator
+
+__all__ = ["ContractError", "check_component"]
 
 TINY_LIMIT = 500_000  # parameters
 INPUT_DIM, OUTPUT_DIM = 24, 40  # of the projectors under test
 LENGTHS = (1, 2, 5, 18)  # features per item of the projectors under test
-
-
-class ContractError(AssertionError):
-    """A component breaks a clause of its family's contract."""
 
 
 def check_component(config: ComponentConfig, *, media: Sequence[Any] | None = None) -> None:
@@ -51,7 +51,7 @@ def check_component(config: ComponentConfig, *, media: Sequence[Any] | None = No
         "encoder": lambda tiny: _check_encoder(tiny, media),
         "input_projector": _check_projector,
         "output_projector": _check_output_projector,
-        "generator": lambda tiny: _check_generator(tiny, media),
+        "generator": lambda tiny: check_generator(tiny, media),
         "backbone": _check_backbone,
         "adapter": _check_adapter,
     }
@@ -62,19 +62,6 @@ def check_component(config: ComponentConfig, *, media: Sequence[Any] | None = No
     _check_config(config.tiny())
     torch.manual_seed(0)
     check(config.tiny())
-
-
-def _require(holds: bool | Tensor, config: ComponentConfig, clause: str, found: str) -> None:
-    if not bool(holds):
-        raise ContractError(f"{config.family} {config.kind!r} breaks the clause “{clause}”: {found}")
-
-
-def _equal(config: ComponentConfig, clause: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
-    _require(
-        found.shape == expected.shape, config, clause, f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-    )
-    off = float((found.float() - expected.float()).abs().max()) if found.numel() else 0.0
-    _require(off <= tolerance, config, clause, f"values differ by {off:.3g}, at most {tolerance:g} allowed")
 
 
 def _check_config(config: ComponentConfig) -> None:
@@ -217,7 +204,7 @@ def _check_projector(config: ProjectorConfig) -> None:
     _check_saving(config, projector, build, lambda module: module(features, mask)[0])
 
 
-# Output projectors and generators --------------------------------------------------------------------------------------
+# Output projectors -----------------------------------------------------------------------------------------------------
 CONDITION: dict[str, Shape] = {"text": (7, 12), "pooled": (1, 5)}  # what the output projectors under test give
 SIGNALS = (1, 3, 8)
 
@@ -242,69 +229,6 @@ def _check_output_projector(config: OutputProjectorConfig) -> None:
         sum((value * torch.randn_like(value)).sum() for value in module(given).values()).backward()
         _check_gradients(config, module)
         _check_saving(config, module.eval(), build, lambda fresh, given=given: fresh(given)["text"])  # type: ignore[misc]
-
-
-def _check_generator(config: GeneratorConfig, media: Sequence[Any] | None) -> None:
-    context = BuildContext(dtype=torch.float32)
-    shapes, target = config.condition_shape(BuildContext(weights=False)), config.target(context)
-    generator = config.build(context)
-    _require(generator is not None, config, "a tiny generator needs no files", "build() gave None")
-    assert generator is not None
-    generator.train()
-    moving = [name for name, p in generator.named_parameters() if p.requires_grad]
-    _require(not moving, config, "a generator is frozen", f"{moving[:3]} would train")
-    awake = [name for name, m in generator.named_modules() if m.training]
-    _require(not awake, config, "a generator stays in evaluation mode", f"{awake[:3]} are in training mode")
-
-    text = generator.encode_text(["one", "two words"])
-    found = {name: tuple(value.shape[1:]) for name, value in text.streams.items()}
-    _require(found == shapes, config, "condition_shape is that of encode_text", f"{shapes} and {found}")
-    examples = list(media) if media is not None else _targets(config)
-    targets = [target(example) for example in examples]
-    copied = pickle.loads(pickle.dumps(target))
-    same = all(torch.equal(copied(e), t) for e, t in zip(examples, targets, strict=True))
-    _require(same, config, "a pickled target is equal, and targets are deterministic", "tensors differ")
-    _require(len({t.shape for t in targets}) == 1, config, "targets have one shape", str([t.shape for t in targets]))
-
-    streams = {name: value.clone().requires_grad_() for name, value in text.streams.items()}
-    losses = generator.denoising_loss(Condition(streams, text.masks), torch.stack(targets[:2]))
-    _require(losses.shape == (2,), config, "denoising_loss is (N,)", str(tuple(losses.shape)))
-    torch.autograd.backward(losses.sum())
-    dead = [name for name, value in streams.items() if value.grad is None or not value.grad.any()]
-    _require(not dead, config, "the loss depends on every stream of the condition", f"not on {dead}")
-
-    seen: list[tuple[int, int]] = []
-    how = generator.sampling.with_(seed=1, steps=2)
-
-    def listen(done: int, total: int) -> bool:
-        seen.append((done, total))
-        return True
-
-    made = generator.generate(text, how, listen)
-    _require(len(made) == 2, config, "generate makes one medium per item", str(len(made)))
-    _require(seen == [(1, 2), (2, 2)], config, "on_step hears of every step", str(seen))
-    _require(generator.generate(text, how, lambda *_: False) == [], config, "on_step can stop it", "it went on")
-    with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / f"{turn}{generator.suffix}" for turn in (0, 1)]
-        for file, item in zip(files, (made[0], generator.generate(text, how)[0]), strict=True):
-            item.save(file)
-        same = files[0].read_bytes() == files[1].read_bytes()
-        _require(same, config, "a seed decides what is made", "two runs with one seed differ")
-
-
-def _targets(config: GeneratorConfig) -> list[Any]:
-    rng = np.random.default_rng(0)
-    pictures = [Image.fromarray(rng.integers(0, 256, (h, w, 3), dtype=np.uint8)) for h, w in ((20, 30), (64, 8))]
-    made: dict[str, list[Any]] = {
-        "image": pictures,
-        "audio": [rng.normal(0, 0.1, size).astype(np.float32) for size in (1, 3000)],
-        "video": [pictures[:1] * 9, pictures[1:] * 2],
-    }
-    if config.media not in made:
-        raise ContractError(
-            f"{config.kind!r}: no examples of {config.media!r}; call check_component(config, media=[…])"
-        )
-    return made[config.media]
 
 
 def _check_gradients(config: ComponentConfig, module: nn.Module) -> None:

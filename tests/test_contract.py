@@ -84,6 +84,8 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"architecture": {"pipeline": "AudioLDM2Pipeline"}},
             {"architecture": {"pipeline": "StableAudioPipeline"}},
         ],
+        "vq": [{}, {"pretrained": "amused/amused-256", "subfolder": "vqvae", "pixel_range": [0, 1]}],
+        "audio_codec": [{}, {"architecture": {"model": "DacModel"}, "codebooks": 3}],
         "video_diffusion": [{"num_frames": 5}, {"architecture": {"pipeline": "WanPipeline"}, "num_frames": 5}],
     },
     "adapter": {"lora": [{}, {"targets": ["q_proj", "v_proj"], "dropout": 0.1}]},

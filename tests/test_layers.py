@@ -30,7 +30,19 @@ ALLOWED = {
     "assistant": {"config", "model", "processing", "generation", "making", "replies", "retrieval", "training"},
     "evaluation": {"config", "processing", "assistant"},
     "chat": {"config", "processing", "assistant", "replies"},
-    "testing": {"config", "encoders", "projectors", "backbones", "generators", "model", "processing"},
+    "contract": {"config"},
+    "contract_of_generators": {"config", "contract", "generators"},
+    "testing": {
+        "config",
+        "contract",
+        "contract_of_generators",
+        "encoders",
+        "projectors",
+        "backbones",
+        "generators",
+        "model",
+        "processing",
+    },
     "ui": {"config", "processing", "assistant", "chat"},
 }
 HEAVY = {"transformers", "diffusers", "peft", "gradio", "open_clip", "whisper", "accelerate", "av"}

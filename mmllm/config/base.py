@@ -49,6 +49,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         "stable_diffusion": "mmllm.generators.image:StableDiffusionConfig",
         "audio_diffusion": "mmllm.generators.audio:AudioDiffusionConfig",
         "video_diffusion": "mmllm.generators.video:VideoDiffusionConfig",
+        "vq": "mmllm.generators.codes:VQConfig",
+        "audio_codec": "mmllm.generators.codes:AudioCodecConfig",
     },
     "backbone": {"causal_lm": "mmllm.backbones.causal_lm:CausalLMConfig"},
     "adapter": {"lora": "mmllm.backbones.lora:LoraConfig"},

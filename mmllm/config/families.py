@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
 
@@ -21,11 +22,47 @@ if TYPE_CHECKING:
 
     from mmllm.backbones.base import Backbone
     from mmllm.encoders.base import Encoder
-    from mmllm.generators.base import Generator
+    from mmllm.generators.base import CodeGenerator, MediaGenerator
     from mmllm.projectors.base import Projector
     from mmllm.projectors.output_module import OutputProjector
 
 Shape = tuple[int, int]  # (L, D) of one stream of a generator's condition; a single vector has L = 1
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """The new tokens by which the backbone writes one medium of an output: one of each of ``places``, in turn.
+
+    A place is a range of the output's own tokens, numbered from 0; the first place has one. Where there are several the
+    backbone chooses, and what it chooses are codes.
+    """
+
+    places: tuple[range, ...]
+
+    @property
+    def rows(self) -> int:
+        """How many tokens the output needs."""
+        return max(place.stop for place in self.places)
+
+    @property
+    def free(self) -> list[int]:
+        """The places at which the backbone chooses."""
+        return [index for index, place in enumerate(self.places) if len(place) > 1]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """The codes of one medium: at each of ``length`` positions one of ``size`` of every one of ``codebooks``."""
+
+    length: int
+    size: int
+    codebooks: int = 1
+
+    def group(self) -> TokenGroup:
+        """A token that begins, the codes position by position (a codebook's are the same tokens at each), one that ends."""
+        books = [range(1 + book * self.size, 1 + (book + 1) * self.size) for book in range(self.codebooks)]
+        end = 1 + self.codebooks * self.size
+        return TokenGroup((range(1), *books * self.length, range(end, end + 1)))
 
 
 class Preprocessor(Protocol):
@@ -109,15 +146,41 @@ class GeneratorConfig(ComponentConfig):
 
     @abstractmethod
     def condition_shape(self, context: BuildContext) -> dict[str, Shape]:
-        """The streams of the condition and their shapes, read from JSON files alone."""
+        """The streams of the condition and their shapes, read from JSON files alone; empty when it is told codes."""
+
+    def tokens(self, context: BuildContext, signal_tokens: int | None) -> TokenGroup:
+        """The tokens that stand for a medium. Here ``signal_tokens`` fixed ones, whose states an output projector reads."""
+        return TokenGroup(tuple(range(k, k + 1) for k in range(signal_tokens or 0)))
 
     @abstractmethod
     def target(self, context: BuildContext) -> Target:
-        """How a medium becomes what ``Generator.denoising_loss`` takes."""
+        """How a medium becomes what ``Generator.denoising_loss`` or ``CodeGenerator.encode`` takes."""
 
     @abstractmethod
-    def build(self, context: BuildContext) -> Generator | None:
-        """None when its weights are in files that ``context`` does not allow to read: a plan needs the shape alone."""
+    def build(self, context: BuildContext) -> MediaGenerator | None:
+        """A ``Generator``; None when its weights are in files that ``context`` does not allow to read: a plan needs the
+        shape alone.
+        """
+
+
+class CodeGeneratorConfig(GeneratorConfig):
+    """A frozen generator that is told discrete codes: the backbone writes them itself, as tokens of its own, and there is
+    no output projector.
+    """
+
+    @abstractmethod
+    def codes(self, context: BuildContext) -> Codes:
+        """How many codes of which kinds one medium has, read from JSON files alone."""
+
+    def condition_shape(self, context: BuildContext) -> dict[str, Shape]:
+        return {}
+
+    def tokens(self, context: BuildContext, signal_tokens: int | None) -> TokenGroup:
+        return self.codes(context).group()
+
+    @abstractmethod
+    def build(self, context: BuildContext) -> CodeGenerator | None:
+        """None when its weights are in files that ``context`` does not allow to read."""
 
 
 class AdapterConfig(ComponentConfig):

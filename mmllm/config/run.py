@@ -5,9 +5,18 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
+from pydantic_core import PydanticCustomError
 
 from mmllm.config.base import Config
-from mmllm.config.families import AnyBackbone, AnyEncoder, AnyGenerator, AnyOutputProjector, AnyProjector, AnyReader
+from mmllm.config.families import (
+    AnyBackbone,
+    AnyEncoder,
+    AnyGenerator,
+    AnyOutputProjector,
+    AnyProjector,
+    AnyReader,
+    CodeGeneratorConfig,
+)
 
 Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -15,6 +24,7 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Objective = Literal["text", "condition", "denoise", "contrastive", "decision"]
+SIGNAL_TOKENS = 4  # of an output whose configuration does not say
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
@@ -53,11 +63,11 @@ class OutputConfig(Config):
     It writes ``signal_tokens`` new tokens; ``projector`` turns the hidden states there into the condition of the frozen
     ``generator``. ``distance`` is how the ``condition`` objective measures it against the generator's own: the Euclidean
     norm or 1 - cosine similarity. With ``retrieval`` it can look for an existing medium instead, and ``decision`` learns
-    when to.
+    when to. A generator of codes has none of these: the backbone writes the codes.
     """
 
-    signal_tokens: PositiveInt = 4
-    projector: AnyOutputProjector
+    signal_tokens: PositiveInt | None = None
+    projector: AnyOutputProjector | None = None
     generator: AnyGenerator
     distance: Literal["l2", "cosine"] = "l2"
     retrieval: RetrievalConfig | None = None
@@ -67,6 +77,24 @@ class OutputConfig(Config):
     def _something_to_decide(self) -> Self:
         if self.decision is not None and self.retrieval is None:
             raise ValueError("`decision` is between generating and retrieving; it needs `retrieval`")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _four_signals(cls, value: Any) -> Any:
+        told = isinstance(value, dict) and value.get("projector") is not None
+        return {**value, "signal_tokens": value.get("signal_tokens", SIGNAL_TOKENS)} if told else value
+
+    @model_validator(mode="after")
+    def _as_the_generator_needs(self) -> Self:
+        told = ("projector", "signal_tokens", "retrieval", "decision")
+        if isinstance(self.generator, CodeGeneratorConfig):
+            text = f"the backbone itself writes the codes of {self.generator.kind}; leave this out"
+            problems = [(name, text) for name in told if self.model_dump(include={name})[name] is not None]
+        else:
+            problems = [("projector", "required, but not given")] if self.projector is None else []
+        if problems:
+            raise PydanticCustomError("component", "{nested}", {"nested": problems})
         return self
 
 
@@ -87,7 +115,12 @@ class ModelConfig(Config):
         if self.backbone.adapter is not None:
             backbone = backbone.model_copy(update={"adapter": self.backbone.adapter.tiny()})
         outputs = {
-            name: part.model_copy(update={"projector": part.projector.tiny(), "generator": part.generator.tiny()})
+            name: part.model_copy(
+                update={
+                    "projector": None if part.projector is None else part.projector.tiny(),
+                    "generator": part.generator.tiny(),
+                }
+            )
             for name, part in self.outputs.items()
         }
         return self.model_copy(update={"inputs": inputs, "backbone": backbone, "outputs": outputs})

@@ -90,7 +90,7 @@ def _segments(processor: Processor, sample: Sample, encoded: Encoded) -> Iterato
         for id, end in zip(modality.markers, ("start", "end"), strict=True)
     }
     for name, signals in processor.signals.items():
-        own |= {id: f"<{name}:{k}>" for k, id in enumerate(signals.ids)}
+        own |= {id: f"<{name}:{id - signals.first}>" for id in signals.ids}
     position = 0
     for span, part in zip(encoded.spans, parts, strict=True):
         yield from _text_segments(processor, encoded, position, span.start, own)

@@ -15,7 +15,7 @@ from PIL.Image import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mmllm.config.families import Shape
+from mmllm.config.families import Codes, Shape
 from mmllm.errors import MmllmError
 
 
@@ -120,16 +120,58 @@ class Clip:
         first.save(path, save_all=True, append_images=rest, duration=round(1000 / self.frames_per_second), loop=0)
 
 
-class Generator(nn.Module):
-    """A frozen generator. ``suffix`` is the usual ending of what it makes, ``size_options`` are the names that
-    its ``Sampling.size`` may hold. ``condition_shape`` maps the condition's
-    streams to (L, D); ``sampling`` holds its defaults.
+class MediaGenerator(nn.Module):
+    """What all generators have: ``suffix``, the usual ending of what it makes, ``sampling``, its defaults, and ``options``,
+    the names by which a call can change them.
     """
 
     suffix: ClassVar[str]
+    sampling: Sampling
+
+    @property
+    @abstractmethod
+    def options(self) -> tuple[str, ...]: ...
+
+    def train(self, mode: bool = True) -> Self:
+        """Always in evaluation mode: a generator is frozen."""
+        return super().train(False)
+
+
+class CodeGenerator(MediaGenerator):
+    """A frozen model of discrete codes, ``codes`` of them per medium. It draws nothing, so it has no options.
+
+    P is ``codes.length * codes.codebooks``: position by position, and at each the codebooks in turn.
+    """
+
+    codes: Codes
+    sampling = Sampling()
+    options = ()
+
+    @abstractmethod
+    def encode(self, targets: Tensor) -> Tensor:
+        """The codes ``(N, P)``, int64 from 0 to ``codes.size - 1``, of ``targets (N, …)`` made by the config's ``Target``."""
+
+    @abstractmethod
+    def generate(
+        self,
+        codes: Tensor,
+        sampling: Sampling | None = None,
+        on_step: Callable[[int, int], bool] | None = None,
+    ) -> list[Artifact]:
+        """N media from codes ``(N, P)``, in one step; ``on_step`` as for ``Generator.generate``."""
+
+
+class Generator(MediaGenerator):
+    """A frozen generator that is told a condition; ``condition_shape`` maps the condition's streams to (L, D).
+    ``size_options`` are the names that its ``Sampling.size`` may hold.
+    """
+
     size_options: ClassVar[tuple[str, ...]]
     condition_shape: dict[str, Shape]
-    sampling: Sampling
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        return ("steps", "guidance", "negative", "seed", *self.size_options)
 
     @abstractmethod
     def encode_text(self, captions: Sequence[str]) -> Condition:

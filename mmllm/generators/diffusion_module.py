@@ -92,10 +92,6 @@ class LatentDiffusion(Generator):
         self.parts = nn.ModuleDict({n: m for n, m in pipeline.components.items() if isinstance(m, nn.Module)})
         self.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> LatentDiffusion:
-        """Always in evaluation mode: a generator is frozen."""
-        return super().train(False)
-
     @property
     def device(self) -> torch.device:
         return next(self.parts[self.denoiser].parameters()).device

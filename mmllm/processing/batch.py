@@ -102,11 +102,28 @@ class MadeBatch:
 
 
 @dataclass
+class CodeBatch:
+    """The media of one modality in a batch that are written in codes: N items.
+
+    ``targets (N, …)`` is what the frozen generator makes codes of. The one at place p of item n stands at flat index
+    ``positions[n, p]`` of B*T, as the token ``firsts[p]`` plus the code.
+    """
+
+    targets: Tensor
+    positions: Tensor
+    firsts: Tensor
+
+    def to(self, device: torch.device | str) -> CodeBatch:
+        return CodeBatch(*(t.to(device, non_blocking=True) for t in (self.targets, self.positions, self.firsts)))
+
+
+@dataclass
 class Batch:
     """B conversations padded to T tokens.
 
     ``ids (B, T)`` int64, ``attention_mask (B, T)`` int64. Logits at flat positions ``predict (K,)`` into B*T are to give
-    ``targets (K,)``: the head runs nowhere else.
+    ``targets (K,)``: the head runs nowhere else. Where media are written in codes, ``ids`` and ``targets`` hold others until
+    ``MultimodalLM.with_codes`` has made them.
     """
 
     ids: Tensor
@@ -116,6 +133,7 @@ class Batch:
     media: dict[str, MediaBatch]
     sample_ids: list[str] = field(default_factory=list)
     made: dict[str, MadeBatch] = field(default_factory=dict)
+    codes: dict[str, CodeBatch] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -139,4 +157,5 @@ class Batch:
         ids, attention = self.ids.to(device, non_blocking=True), self.attention_mask.to(device, non_blocking=True)
         predict, targets = self.predict.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
         made = {name: m.to(device) for name, m in self.made.items()}
-        return Batch(ids, attention, predict, targets, media, self.sample_ids, made)
+        codes = {name: c.to(device) for name, c in self.codes.items()}
+        return Batch(ids, attention, predict, targets, media, self.sample_ids, made, codes)

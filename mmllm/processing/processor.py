@@ -27,7 +27,7 @@ from torch import Tensor
 from mmllm.config.base import BuildContext, problems_at
 from mmllm.errors import ConfigError, DataError, MediaError, SampleTooLong
 from mmllm.processing.audio import decode_audio
-from mmllm.processing.batch import Batch, Encoded, Made, MadeBatch, MediaBatch, Span
+from mmllm.processing.batch import Batch, CodeBatch, Encoded, Made, MadeBatch, MediaBatch, Span
 from mmllm.processing.images import decode_image
 from mmllm.processing.messages import Message, Part, Sample, check_turns, parse_messages
 from mmllm.processing.sources import Limits, read_media
@@ -37,7 +37,7 @@ from mmllm.processing.video import decode_video
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from mmllm.config.families import Preprocessor, ProjectorConfig, Target
+    from mmllm.config.families import Preprocessor, ProjectorConfig, Target, TokenGroup
     from mmllm.config.run import ModelConfig
 
 DECODERS: dict[str, Callable[..., Any]] = {"image": decode_image, "audio": decode_audio, "video": decode_video}
@@ -55,33 +55,48 @@ class Modality:
 
 @dataclass(frozen=True)
 class Signals:
-    """The signal tokens of one output, ``first`` to ``first + count - 1``, and how a target of it is read.
+    """The tokens of one output: ``first`` is the id of its first one, ``group`` how they make up one medium, ``target`` how
+    a target of it is read.
 
     ``retrieval`` tells that its media are also looked at by the encoder of the input of the same name.
     """
 
     first: int
-    count: int
+    group: TokenGroup
     target: Target | None
     retrieval: bool
 
     @property
-    def ids(self) -> range:
-        return range(self.first, self.first + self.count)
+    def count(self) -> int:
+        """Tokens of a group."""
+        return len(self.group.places)
 
+    @property
+    def stop(self) -> int:
+        """The first id behind the output's tokens."""
+        return self.first + self.group.rows
 
-def signal_names(config: ModelConfig) -> list[str]:
-    """The signal tokens of all outputs, in id order."""
-    return [f"<{name}:{k}>" for name, part in config.outputs.items() for k in range(part.signal_tokens)]
+    @property
+    def ids(self) -> list[int]:
+        """The ids of a group; the first that is allowed where the backbone chooses."""
+        return [self.first + place.start for place in self.group.places]
 
+    def allowed(self, place: int) -> slice:
+        """The ids that may stand at a place of the group."""
+        choice = self.group.places[place]
+        return slice(self.first + choice.start, self.first + choice.stop)
 
-def new_token_names(config: ModelConfig) -> list[str]:
-    """mmllm's own tokens in id order, from ``vocab_rows`` on.
+    @property
+    def code_firsts(self) -> list[int]:
+        """The ids of code 0 at the places where the backbone chooses."""
+        return [self.first + self.group.places[place].start for place in self.group.free]
 
-    Signal tokens come first, since they alone have rows in the head; placeholders last: they need no embedding row.
-    """
-    markers = [f"<{name}_{end}>" for name, part in config.inputs.items() if part.markers for end in ("start", "end")]
-    return signal_names(config) + markers + [f"<{name}>" for name in config.inputs]
+    def told(self, ids: Sequence[int], states: Tensor) -> Tensor:
+        """What the output takes of a complete group: its codes ``(1, P)`` where there are any, else the ``states (K, D)`` at
+        its tokens, as ``(1, K, D)``.
+        """
+        codes = [ids[place] - first for place, first in zip(self.group.free, self.code_firsts, strict=True)]
+        return torch.tensor([codes], dtype=torch.int64) if codes else states[None]
 
 
 class Processor:
@@ -95,24 +110,26 @@ class Processor:
         preprocessors: dict[str, Preprocessor],
         limits: Limits | None = None,
         targets: dict[str, Target] | None = None,
+        groups: dict[str, TokenGroup] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.limits = limits or Limits()
-        ids = {name: vocab_rows + i for i, name in enumerate(new_token_names(config))}
-        self.modalities = {
-            name: Modality(
-                preprocessors[name],
-                part.projector,
-                ids[f"<{name}>"],
-                (ids[f"<{name}_start>"], ids[f"<{name}_end>"]) if part.markers else None,
-            )
-            for name, part in config.inputs.items()
-        }
         self.vocab_rows = vocab_rows
         self._targets = self._shown = False
-        self.signals = {
-            name: Signals(ids[f"<{name}:0>"], part.signal_tokens, (targets or {}).get(name), part.retrieval is not None)
-            for name, part in config.outputs.items()
+        # mmllm's own tokens, from `vocab_rows` on. Those that the backbone writes come first, since they alone have rows in
+        # the head; placeholders last: they need no embedding row.
+        self.signals: dict[str, Signals] = {}
+        next_id = vocab_rows
+        for name, group in (groups or {}).items():
+            looked_at = config.outputs[name].retrieval is not None
+            self.signals[name] = Signals(next_id, group, (targets or {}).get(name), looked_at)
+            next_id = self.signals[name].stop
+        marked = [name for name, part in config.inputs.items() if part.markers]
+        markers = {name: (next_id + 2 * i, next_id + 2 * i + 1) for i, name in enumerate(marked)}
+        next_id += 2 * len(marked)
+        self.modalities = {
+            name: Modality(preprocessors[name], part.projector, next_id + i, markers.get(name))
+            for i, (name, part) in enumerate(config.inputs.items())
         }
         stop = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.pad_id: int = 0 if stop is None else stop
@@ -127,13 +144,14 @@ class Processor:
         for name, part in config.inputs.items():
             with problems_at(f"model.inputs.{name}.encoder", problems, context):
                 preprocessors[name] = part.encoder.preprocessor(context)
-        targets = {}
+        targets, groups = {}, {}
         for name, made in config.outputs.items():
             with problems_at(f"model.outputs.{name}.generator", problems, context):
                 targets[name] = made.generator.target(context)
+                groups[name] = made.generator.tokens(context, made.signal_tokens)
         if problems:
             raise ConfigError(problems)
-        return cls(tokenizer, rows, config, preprocessors, targets=targets)
+        return cls(tokenizer, rows, config, preprocessors, targets=targets, groups=groups)
 
     def save(self, folder: Path) -> None:
         """Write the tokenizer's files and ``processor.json`` (new tokens and their ids, for readers of the checkpoint)."""
@@ -141,7 +159,10 @@ class Processor:
         tokens = {name: {"placeholder": m.placeholder, "markers": m.markers} for name, m in self.modalities.items()}
         written: dict[str, Any] = {"new_tokens": tokens}
         if self.signals:
-            written["signal_tokens"] = {name: list(signals.ids) for name, signals in self.signals.items()}
+            written["signal_tokens"] = {
+                name: {"first": signals.first, "rows": signals.group.rows, "group": signals.count}
+                for name, signals in self.signals.items()
+            }
         (folder / "processor.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
 
     def reading_targets(self, wanted: bool, *, shown: bool = False) -> Processor:
@@ -209,7 +230,8 @@ class Processor:
             made, part = media[piece.media]
             if made:
                 signals = self.signals[part.type]
-                target = self._target(part, root) if self._targets else None
+                # Codes are part of the sequence, so what they are made of is read whatever the objectives.
+                target = self._target(part, root) if self._targets or signals.group.free else None
                 wanted = self._shown and signals.retrieval and part.value is not None
                 seen = self.load(part, root) if wanted else None
                 retrieved = None if part.source is None else part.source == "retrieved"
@@ -236,8 +258,9 @@ class Processor:
             yield message
 
     def _target(self, part: Part, root: Path | None) -> Tensor | None:
-        target = self.signals[part.type].target
-        if part.value is None or target is None:
+        signals = self.signals[part.type]
+        target = signals.target
+        if target is None or (part.value is None and not signals.group.free):
             return None
         return target(self._decoded(part, root, target.media, target.decode_options))
 
@@ -285,8 +308,11 @@ class Processor:
                 things.setdefault(thing.modality, []).append((row * width + offset + thing.start, thing))
         # Sorted so that every rank and every run visits the modalities in the same order.
         media = {name: self._collate_media(name, items[name]) for name in sorted(items)}
-        made = {name: self._collate_made(name, things[name]) for name in sorted(things)}
-        return Batch(ids, attention, torch.cat(predict), torch.cat(targets), media, [s.id for s in samples], made)
+        written = {name for name in things if self.signals[name].group.free}
+        made = {name: self._collate_made(name, things[name]) for name in sorted(things.keys() - written)}
+        codes = {name: self._collate_codes(name, things[name]) for name in sorted(written)}
+        sample_ids = [sample.id for sample in samples]
+        return Batch(ids, attention, torch.cat(predict), torch.cat(targets), media, sample_ids, made, codes)
 
     def _collate_media(self, name: str, placed: list[tuple[int, Span]]) -> MediaBatch:
         modality = self.modalities[name]
@@ -315,6 +341,13 @@ class Processor:
             torch.tensor([i for i, _ in decided], dtype=torch.int64),
             torch.tensor([retrieved for _, retrieved in decided], dtype=torch.int64),
         )
+
+    def _collate_codes(self, name: str, placed: list[tuple[int, Made]]) -> CodeBatch:
+        signals = self.signals[name]
+        places = torch.tensor(signals.group.free)
+        targets = torch.stack([made.target for _, made in placed if made.target is not None])
+        positions = torch.stack([start + places for start, _ in placed])
+        return CodeBatch(targets, positions, torch.tensor(signals.code_firsts))
 
 
 def _named(error: MediaError, part: Part) -> MediaError:

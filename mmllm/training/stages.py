@@ -50,9 +50,9 @@ def set_dtypes(model: MultimodalLM, trained: Iterable[str], precision: Literal["
 
     Parts that any stage trains (``trained``) are float32 masters. The matrices of all others are cast to the half type
     once: autocast casts a float32 weight that needs no gradient again in every forward pass. Vectors (norms, biases)
-    stay float32, which normalisation layers need.
+    stay float32, which normalisation layers need. Models of codes stay float32 altogether.
     """
-    kept = set(trained)
+    kept = {*trained, *model.exact_parts()}
     for part, parameters in model.parts().items():
         for parameter in parameters.values():
             if not parameter.is_floating_point():
