@@ -87,10 +87,10 @@ class OutputConfig(Config):
 
     @model_validator(mode="after")
     def _as_the_generator_needs(self) -> Self:
-        told = ("projector", "signal_tokens", "retrieval", "decision")
         if isinstance(self.generator, CodeGeneratorConfig):
             text = f"the backbone itself writes the codes of {self.generator.kind}; leave this out"
-            problems = [(name, text) for name in told if self.model_dump(include={name})[name] is not None]
+            needless = {"projector", "signal_tokens", "retrieval", "decision"}
+            problems = [(name, text) for name in self.model_dump(include=needless, exclude_none=True)]
         else:
             problems = [("projector", "required, but not given")] if self.projector is None else []
         if problems:

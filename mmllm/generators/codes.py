@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt
 
 from mmllm.config.base import BuildContext, suggest
 from mmllm.config.families import CodeGeneratorConfig, Codes
-from mmllm.errors import CheckpointError, MmllmError
+from mmllm.errors import CheckpointError, ConfigError, MmllmError, brief
 from mmllm.pretrained import find, read_json
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class PretrainedCodesConfig(CodeGeneratorConfig):
             raise CheckpointError(
                 f"{self.kind} {self.pretrained}: found a {name}, expected one of {known}{suggest(str(name), self.families)}"
             )
-        numbers = {**_defaults(self.families[name].library, name), **(given if found is None else found)}
+        numbers = _complete(self.families[name].library, name, given, found)
         wrong = {key: value for key, value in given.items() if _plain(numbers.get(key)) != _plain(value)}
         if asked not in (None, name) or wrong:
             has = {key: numbers.get(key, "nothing") for key in wrong}
@@ -101,16 +101,32 @@ class PretrainedCodesConfig(CodeGeneratorConfig):
     def build(self, context: BuildContext) -> CodeGenerator | None: ...
 
 
-def _defaults(library: str, name: str) -> dict[str, Any]:
-    """The numbers that a model's config has when nothing is given."""
+def _complete(library: str, name: str, given: Mapping[str, Any], found: Mapping[str, Any] | None) -> dict[str, Any]:
+    """All numbers of a model's config: those of its file, or else those ``given``, and the library's own for the rest.
+
+    Raises ``ConfigError`` for given ones that the library does not know or refuses.
+    """
     import importlib
     import inspect
 
+    from huggingface_hub.errors import StrictDataclassError
+
     cls = getattr(importlib.import_module(library), name)
-    if library == "transformers":
-        return dict(cls.config_class().to_dict())
-    arguments = inspect.signature(cls.__init__).parameters.items()
-    return {key: argument.default for key, argument in arguments if key != "self"}
+    arguments = inspect.signature(cls.__init__ if library == "diffusers" else cls.config_class.__init__).parameters
+    problems = [
+        (f"architecture.{key}", f"unknown to {library}' {name}{suggest(key, arguments)}")
+        for key in given
+        if key not in arguments
+    ]
+    if problems:
+        raise ConfigError(problems)
+    numbers = given if found is None else found
+    if library == "diffusers":
+        return {key: argument.default for key, argument in arguments.items() if key != "self"} | dict(numbers)
+    try:
+        return dict(cls.config_class(**numbers).to_dict())
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise ConfigError([("architecture", f"transformers refuses it: {brief(error)}")]) from error
 
 
 def _plain(value: Any) -> Any:
