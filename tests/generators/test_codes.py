@@ -75,7 +75,7 @@ def test_the_codes_are_the_librarys(config: PretrainedCodesConfig, generator: Co
     found = generator.encode(targets)
     with torch.no_grad():
         assert torch.equal(found, own_codes(config, own_model(config), targets))
-    assert len(found.unique()) > 3
+    assert len(found.unique()) >= 3
 
 
 def test_what_is_made_is_the_librarys_own_reconstruction(

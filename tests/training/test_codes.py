@@ -46,7 +46,7 @@ def write_data(folder: Path) -> Path:
     rows = []
     for i in range(12):
         part = parts[i % 3]
-        content = [{"type": "text", "text": "Here:"}, part] if i % 2 else [part]
+        content = [part] if part["type"] == "image" else [{"type": "text", "text": "Here:"}, part]
         ask = part.get("caption", "hum")
         turns = [{"role": "user", "content": ask}, {"role": "assistant", "content": content}]
         rows.append(json.dumps({"id": f"s{i:02}", "messages": turns}))
@@ -142,6 +142,7 @@ def test_what_was_learned_is_what_the_codes_of_the_file_give(trained: tuple[Path
     rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
     assert losses[-1] < 0.1 * losses[0]
+    pictures = []
     for name in COLOURS:
         reply = assistant.chat(ask(name))
         (media,) = reply.media
@@ -150,8 +151,11 @@ def test_what_was_learned_is_what_the_codes_of_the_file_give(trained: tuple[Path
         target = signals.target(Image.open(folder / f"{name}.png"))  # type: ignore[misc]
         (expected,) = generator.generate(generator.encode(target[None]))
         assert np.array_equal(np.asarray(media.result(60)), np.asarray(expected)), name
-    (sound,) = assistant.chat(ask("hum")).media
-    assert sound.type == "audio"
+        pictures.append(np.asarray(expected))
+    assert not np.array_equal(*pictures)
+    reply = assistant.chat(ask("hum"))
+    (sound,) = reply.media
+    assert (reply, sound.type) == ("Here:", "audio")
     assert len(sound.result(60).samples) == 160  # type: ignore[attr-defined]
 
 
