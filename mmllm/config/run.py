@@ -83,7 +83,7 @@ class OutputConfig(Config):
     @classmethod
     def _four_signals(cls, value: Any) -> Any:
         told = isinstance(value, dict) and value.get("projector") is not None
-        return {**value, "signal_tokens": value.get("signal_tokens", SIGNAL_TOKENS)} if told else value
+        return {**value, "signal_tokens": SIGNAL_TOKENS} if told and value.get("signal_tokens") is None else value
 
     @model_validator(mode="after")
     def _as_the_generator_needs(self) -> Self:
