@@ -228,7 +228,8 @@ def test_pictures_shown_before_are_read_as_their_codes(trained: tuple[Path, Assi
     shown = {"type": "image", "path": str(folder / "red.png")}
     talk = [*ask("red"), {"role": "assistant", "content": [shown]}, {"role": "user", "content": "blue"}]
     encoded = assistant.processor.encode_prompt(talk)
-    assert not any(encoded.supervised)
+    (made,) = encoded.made
+    assert not any(encoded.supervised[made.start : made.start + PICTURE])
     batch = assistant.model.with_codes(assistant.processor.collate([encoded], pad_left=True))
     first = assistant.processor.signals["image"].first
     codes = batch.ids[0][(batch.ids[0] > first) & (batch.ids[0] < first + 17)]
