@@ -81,11 +81,14 @@ class Controls:
                 self.top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1: all words may be drawn")
                 self.max_tokens = gr.Slider(1, 1024, 256, step=1, label="Most tokens in an answer")
                 self.seed = gr.Number(-1, precision=0, label="Seed", info=ANY_SEED)
-                self.generators()
             with gr.Column(min_width=300), gr.Accordion("Earlier chats", open=False) as self.history:
                 gr.Markdown(KEPT, elem_id="kept")
                 self.earlier = gr.Radio([], label="Open a chat", elem_id="earlier")
                 self.forget = gr.Button("Delete these", size="sm")
+        # gradio draws what changes inside an open accordion only when that is closed and opened again, so this is outside.
+        self.making, self.media = gr.State({}), gr.State({})
+        with gr.Column():
+            gr.render(inputs=self.making, triggers=[self.making.change], queue=False)(self._draw_generators)
         with gr.Column(elem_id="small-print"):
             self.status = gr.Markdown(f"Loading {short(first)} …")
             gr.Markdown(f"A thumb up or down saves the words of that exchange (no media) to `{feedback}`.")
@@ -94,17 +97,11 @@ class Controls:
         self.programs = {name: gr.Button(visible=False) for name in ("send", "reply", "stop", "clear")}
         self.timer = gr.Timer(0.5)
 
-    def generators(self) -> None:
-        """A place for ``_draw_generators``, for whichever model is loaded; ``media`` holds what was changed there."""
-        self.making, self.media = gr.State({}), gr.State({})
-        gr.render(inputs=self.making, triggers=[self.making.change], queue=False)(self._draw_generators)
-
     def _draw_generators(self, making: dict[str, dict[str, float]]) -> None:
         """Steps, guidance and seed for each modality that is made."""
         hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
         for name, numbers in making.items():
-            with gr.Group(elem_classes="generator"):
-                gr.Markdown(f"**{plural(name).capitalize()} it makes**", padding=True)
+            with gr.Accordion(f"{plural(name).capitalize()} it makes", open=False):
                 controls = {option: _slider(option, value, plural(name)) for option, value in numbers.items()}
                 seed = f"Seed of {plural(name)}"
                 controls["seed"] = gr.Number(-1, precision=0, label=seed, info=ANY_SEED, interactive=True)

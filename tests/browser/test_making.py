@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def test_pictures_sounds_and_clips_come_inline_with_download(visit: Callable[...
 
 def test_a_bar_fills_while_the_text_goes_on(visit: Callable[..., Page], assistant: Obedient) -> None:
     page = visit()
-    page.get_by_role("button", name="Parameters").click()
+    page.get_by_role("button", name="Pictures it makes").click()
     number(page, "Steps of pictures").fill("60")
     number(page, "Steps of pictures").press("Tab")
     page.wait_for_timeout(500)
@@ -82,7 +83,8 @@ def test_a_bar_fills_while_the_text_goes_on(visit: Callable[..., Page], assistan
 
 def test_the_numbers_of_each_modality_reach_its_generator(visit: Callable[..., Page], assistant: Obedient) -> None:
     page = visit()
-    page.get_by_role("button", name="Parameters").click()
+    for media in ("Pictures", "Sounds", "Clips"):
+        page.get_by_role("button", name=f"{media} it makes").click()
     expect(number(page, "Guidance of sounds")).to_have_value(str(assistant.making["audio"]["guidance"]))
     for label, value in (("Steps of pictures", "3"), ("Guidance of sounds", "4.5")):
         number(page, label).fill(value)
@@ -101,9 +103,9 @@ def test_a_model_that_makes_pictures_alone_has_their_numbers_alone(context: Brow
     with running(tmp_path, assistant=Obedient(outputs=["image"])) as server:
         page = context.new_page()
         page.goto(server.url)
-        page.get_by_role("button", name="Parameters").click()
+        page.get_by_role("button", name="Pictures it makes").click()
         expect(number(page, "Steps of pictures")).to_be_visible()
-        expect(page.locator(".generator")).to_have_count(1)
+        expect(page.get_by_role("button", name=re.compile("it makes"))).to_have_count(1)
         page.close()
 
 
