@@ -85,12 +85,16 @@ class Controls:
                 gr.Markdown(KEPT, elem_id="kept")
                 self.earlier = gr.Radio([], label="Open a chat", elem_id="earlier")
                 self.forget = gr.Button("Delete these", size="sm")
-        # gradio draws what changes inside an open accordion only when that is closed and opened again, so this is outside.
         self.making, self.media = gr.State({}), gr.State({})
-        with gr.Column():
-            gr.render(inputs=self.making, triggers=[self.making.change], queue=False)(self._draw_generators)
+        panels = (
+            gr.Column()
+        )  # not in an accordion: gradio draws what changes in an open one only when it is opened again
         with gr.Column(elem_id="small-print"):
             self.status = gr.Markdown(f"Loading {short(first)} …")
+            with (
+                panels
+            ):  # when the status changes, since a state that an unqueued event sets does not tell of its change
+                gr.render(inputs=self.making, triggers=[self.status.change], queue=False)(self._draw_generators)
             gr.Markdown(f"A thumb up or down saves the words of that exchange (no media) to `{feedback}`.")
         self.saved, self.key, self.kept, self.chosen = [gr.Textbox(visible=False) for _ in range(4)]
         # The page's own events keep what is typed meanwhile; those for programs have simpler results.
