@@ -210,6 +210,7 @@ def unknown_field(key: str, known: Iterable[str]) -> tuple[str, str]:
 TINY = {
     "hidden_size": 32,
     "intermediate_size": 48,
+    "ffn_dim": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 2,

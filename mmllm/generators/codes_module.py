@@ -29,7 +29,11 @@ def load_model(config: PretrainedCodesConfig, context: BuildContext) -> Any:
         state = torch.get_rng_state()
         torch.manual_seed(0)  # the same weights in every process and after every load
         try:
-            return cls(**numbers) if library == "diffusers" else cls(cls.config_class(**numbers))
+            model = cls(**numbers) if library == "diffusers" else cls(cls.config_class(**numbers))
+            for buffer, value in model.named_buffers():
+                if buffer.endswith("codebook.embed"):  # EnCodec's codebooks are zero until they are read
+                    value.normal_(0, 0.1)  # about as far apart as its encoder's outputs
+            return model
         finally:
             torch.set_rng_state(state)
     reference = context.resolve(config.pretrained)

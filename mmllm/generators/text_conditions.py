@@ -9,6 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -34,8 +35,9 @@ class Store:
         self.folder, self._unfinished = folder, folder / "unfinished"
         self._unfinished.mkdir(parents=True, exist_ok=True)
         for path in self._unfinished.iterdir():
-            if time.time() - path.stat().st_mtime > STALE:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):  # another run's, which has just finished it
+                if time.time() - path.stat().st_mtime > STALE:
+                    path.unlink()
         present = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         self._room = max(0, limit - present) // processes
         self._full = False
@@ -97,15 +99,16 @@ class TextConditions:
 
     def __call__(self, captions: Sequence[str]) -> Condition:
         """The text conditions of ``captions``, on the generator's device."""
-        found = {caption: self._one(caption) for caption in dict.fromkeys(captions)}
+        identity = self._identity()
+        found = {caption: self._one(caption, identity) for caption in dict.fromkeys(captions)}
         items = [found[caption] for caption in captions]
         streams = {name: torch.cat([one.streams[name] for one in items]) for name in items[0].streams}
         return Condition(streams, {name: torch.cat([one.masks[name] for one in items]) for name in items[0].masks})
 
-    def _one(self, caption: str) -> Condition:
+    def _one(self, caption: str, identity: list[str]) -> Condition:
         if self.store is None:
             return self.generator.encode_text([caption])
-        key = self._key(caption)
+        key = hashlib.sha256(json.dumps([*identity, caption]).encode()).hexdigest()
         kept = self.store.get(key)
         if kept is None:
             made = self.generator.encode_text([caption])
@@ -119,12 +122,13 @@ class TextConditions:
             sides[side][name] = value.to(device)
         return Condition(sides["stream"], sides["mask"])
 
-    def _key(self, caption: str) -> str:
-        """Of the caption and of all that decides about its condition: the generator, and how torch computes here."""
+    def _identity(self) -> list[str]:
+        """All that decides about a caption's condition beside it: the generator, and how torch computes here."""
+        if self.store is None:
+            return []
         device = self._device().type
         cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        said = json.dumps([self._fingerprint(), device, str(cast), torch.get_float32_matmul_precision(), caption])
-        return hashlib.sha256(said.encode()).hexdigest()
+        return [self._fingerprint(), device, str(cast), torch.get_float32_matmul_precision()]
 
     def _fingerprint(self) -> str:
         """The generator's fingerprint, taken anew when one of its tensors was replaced or changed in place."""

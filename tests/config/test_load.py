@@ -108,7 +108,7 @@ def test_base_files_merge_and_a_changed_kind_replaces_its_node(tmp_path: Path) -
     }
     config = load(write(tmp_path / "high.yaml", high))
     assert config.seed == 5
-    assert config.model.inputs["image"].projector.model_dump() == {"kind": "linear", "stack": 2}
+    assert config.model.inputs["image"].projector.model_dump() == {"kind": "linear", "stack": 2, "expand": 1}
     adapter = config.model.backbone.adapter
     assert adapter is not None
     assert adapter.model_dump()["rank"] == 4

@@ -45,7 +45,8 @@ def test_clips_from_the_text_condition_equal_the_pipelines_own(
         call["negative_prompt"] = ["dark", "dark"]
     expected = (np.asarray(pipeline_of(folder)(CAPTIONS, **call).frames) * 255).round()
     found = generator.generate(generator.encode_text(CAPTIONS), generator.sampling.with_(seed=5, **more))
-    assert np.array_equal(frames_of(found), expected)  # measured: 0
+    # Measured: 0; with a negative text 1 of 255, in 0.01 % of the values.
+    assert np.abs(frames_of(found) - expected).max() <= ("negative" in more)
 
 
 def test_gradients_reach_the_condition_alone(folder: Path, generator: LatentDiffusion) -> None:
