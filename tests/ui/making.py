@@ -46,6 +46,12 @@ class Obedient(Assistant):
         self.options: list[dict[str, Any]] = []
         self.delay = threading.Event()
         self._wishes: Iterator[int] = iter(())
+
+        def slowly(*_: Any) -> None:
+            self.delay.wait(delay)
+
+        for output in self.model.outputs.values():  # a step takes as long as a word
+            output.frozen().parts[output.frozen().denoiser].register_forward_pre_hook(slowly)
         forward, encode = self.model.backbone.forward, self.processor.encode_prompt
 
         def obeying(*args: Any, **named: Any) -> Any:
