@@ -18,6 +18,8 @@ from mmllm.cli import CONFIG_FOLDERS
 from mmllm.config.base import BuildContext
 from mmllm.config.load import dump, load
 from mmllm.config.run import DataSource, RunConfig
+from mmllm.making import Maker
+from mmllm.retrieval import build_index
 from mmllm.training.run import train
 
 CONFIGS = sorted(CONFIG_FOLDERS[1].rglob("*.yaml"))
@@ -101,3 +103,15 @@ def test_configuration_trains_saves_loads_and_answers(path: Path, tmp_path: Path
         [{"role": "user", "content": [*content, {"type": "text", "text": "what?"}]}], max_new_tokens=4
     )
     assert isinstance(reply, str)
+    for name, output in config.model.outputs.items():
+        signals = torch.randn(1, output.signal_tokens, assistant.model.backbone.hidden_dim)
+        options = {name: {"steps": 1}}
+        assert Maker(assistant.model, options).make(name, signals).result(300) is not None
+        if output.retrieval is not None:
+            (tmp_path / "index.jsonl").write_text("".join(f'"{p.name}"\n' for p in tmp_path.glob(f"{name}*.*")))
+            index = build_index(assistant.model, assistant.processor, tmp_path / "index.jsonl", name)
+            index.save(tmp_path / "index")
+            assistant.use_index(tmp_path / "index", "retrieve")
+            found = Maker(assistant.model, options, retrieval=assistant.retrieval).make(name, signals)
+            assert found.source == "retrieved"
+            assert found.result(300) is not None

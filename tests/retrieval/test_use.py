@@ -30,9 +30,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with squares and ``run``: trained to find the square of a named colour, and to retrieve black and white."""
     folder = tmp_path_factory.mktemp("squares")
     squares.write_squares(folder)
-    parts = ["backbone", "backbone.new_tokens", "outputs.image.retrieval"]
-    align = squares.stage(train=parts, objectives={"text": 1.0, "contrastive": 1.0}, lr=1e-2, epochs=150)
-    choose = {"train": ["outputs.image.decision"], "objectives": {"decision": 1.0}, "lr": 0.1, "epochs": 100}
+    parts = ["backbone.new_tokens", "outputs.image.retrieval"]
+    align = squares.stage(train=parts, objectives={"text": 1.0, "contrastive": 1.0}, epochs=120)
+    choose = {"train": ["outputs.image.decision"], "objectives": {"decision": 1.0}, "lr": 3e-2, "epochs": 60}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mmllm.training.report.plot_losses", lambda rows, file: None)
         train(squares.system(folder, align, squares.stage("decide", **choose)), BuildContext(root=folder))
@@ -56,7 +56,7 @@ def ask(colour: str) -> list[dict[str, Any]]:
 def test_the_losses_fell(trained: Path) -> None:
     rows = [json.loads(line) for line in (trained / "run" / "metrics.jsonl").read_text().splitlines()]
     contrastive = [row["losses"]["contrastive"] for row in rows if "contrastive" in row.get("losses", {})]
-    assert contrastive[-1] < 0.3 * contrastive[0]
+    assert contrastive[-1] < 0.1 * contrastive[0]
     decision = [row["losses"]["decision"] for row in rows if "decision" in row.get("losses", {})]
     assert decision[-1] < decision[0]
 
@@ -188,9 +188,7 @@ def test_half_precision_still_knows_its_index(trained: Path, index: MediaIndex) 
     assert low.chat(ask("blue"), max_new_tokens=TURN).media[0].source == "retrieved"
 
 
-def test_the_command_line(
-    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_line(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, folder = str(trained / "run"), str(tmp_path / "squares.index")
     assert main(["index", "--model", run, "--data", str(trained / "squares"), "--output", folder]) == 0
     assert "6 files in" in capsys.readouterr().out
