@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,21 @@ def _changed(name: str, option: str, media: dict[str, dict[str, Any]], value: fl
 def seed_of(value: float | None) -> int | None:
     """The seed that a field of the page asks for: none when it is empty or negative. torch takes 63 bits of it."""
     return None if value is None or value < 0 else int(value) % 2**63
+
+
+def busy() -> Any:
+    """The box while an answer runs."""
+    return gr.update(submit_btn=False, stop_btn=True)
+
+
+def idle() -> Any:
+    """The box when a message can be sent."""
+    return gr.update(submit_btn=True, stop_btn=False)
+
+
+def alert(reason: str) -> Any:
+    """The line above the box; none for an empty ``reason``."""
+    return gr.update(value=f'<p role="alert">{html.escape(reason)}</p>', visible=bool(reason))
 
 
 def choices(names: list[str]) -> list[tuple[str, str]]:

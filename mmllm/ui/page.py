@@ -18,9 +18,9 @@ from mmllm.chat.shelf import ModelShelf, find_models
 from mmllm.chat.store import SessionStore
 from mmllm.errors import DataError, MmllmError
 from mmllm.ui.assets import example_files, script
-from mmllm.ui.layout import Controls, choices, seed_of, short
+from mmllm.ui.layout import Controls, alert, busy, choices, idle, seed_of, short
 from mmllm.ui.markup import from_markdown
-from mmllm.ui.shown import alert, busy, content, idle
+from mmllm.ui.shown import content
 
 BUG = "Something went wrong inside the assistant; details are in the console."
 REFUSED = "That did not work: too many people are waiting, or a value on the page is out of range. Please try again."

@@ -1,4 +1,4 @@
-"""How messages, the send button and alerts are shown."""
+"""How messages are shown: in gradio's terms, but without gradio."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import html
 import mimetypes
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import gradio as gr
 
 from mmllm.ui.markup import to_markdown
 
@@ -40,18 +38,3 @@ def _progress(media: Media) -> str:
     step = f"step {done} of {total}" if total else "waiting"
     name = html.escape(media.type)
     return f'<label class="making">Making the {name}: {step} <progress {value} aria-label="{name}"></progress></label>'
-
-
-def busy() -> Any:
-    """The box while an answer runs."""
-    return gr.update(submit_btn=False, stop_btn=True)
-
-
-def idle() -> Any:
-    """The box when a message can be sent."""
-    return gr.update(submit_btn=True, stop_btn=False)
-
-
-def alert(reason: str) -> Any:
-    """The line above the box; none for an empty ``reason``."""
-    return gr.update(value=f'<p role="alert">{html.escape(reason)}</p>', visible=bool(reason))
