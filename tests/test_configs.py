@@ -104,8 +104,10 @@ def test_configuration_trains_saves_loads_and_answers(path: Path, tmp_path: Path
     )
     assert isinstance(reply, str)
     for name, output in config.model.outputs.items():
-        signals = torch.randn(1, output.signal_tokens, assistant.model.backbone.hidden_dim)
-        options = {name: {"steps": 1}}
+        group = assistant.processor.signals[name]
+        ids = group.ids
+        signals = group.told(ids, torch.randn(len(ids), assistant.model.backbone.hidden_dim))  # states, or codes
+        options = {} if group.group.free else {name: {"steps": 1}}
         assert Maker(assistant.model, options).make(name, signals).result(300) is not None
         if output.retrieval is not None:
             (tmp_path / "index.jsonl").write_text("".join(f'"{p.name}"\n' for p in tmp_path.glob(f"{name}*.*")))
