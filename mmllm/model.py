@@ -275,8 +275,8 @@ class MultimodalLM(nn.Module):
 
     def embed_media(self, name: str, inputs: dict[str, Tensor]) -> Tensor:
         """Unit vectors ``(N, dim)`` of N media in the retrieval space of output ``name``; ``inputs`` are its encoder's."""
-        output = cast(Output, self.outputs[name])
-        if output.retrieval is None:
+        output = self.outputs[name]
+        if not isinstance(output, Output) or output.retrieval is None:
             raise MmllmError(
                 f"output {name!r} has no retrieval heads; set model.outputs.{name}.retrieval and train them"
             )

@@ -118,7 +118,7 @@ def build_index(
     ``modality`` is an output with retrieval heads, by default the only one. What cannot be decoded is left out and told
     as ``skipped``. Raises ``MmllmError`` when the model has no such heads, ``DataError`` when nothing is left.
     """
-    able = [name for name, output in model.outputs.items() if cast(Output, output).retrieval is not None]
+    able = [name for name in model.outputs if _output(model, name) is not None]
     if modality is None and len(able) == 1:
         (modality,) = able
     if modality is None or modality not in able:
@@ -203,7 +203,8 @@ class Retrieval:
         # By angle, not bit by bit: the same heads may be held in bfloat16 here and were in float32 there.
         if probe.shape != self.index.probe.shape or float(probe @ self.index.probe) < 0.999:
             raise MmllmError("the index was made with another model; make it again with `mmllm index`")
-        if self.rule == "trained" and cast(Output, model.outputs[self.index.modality]).decision is None:
+        output = _output(model, self.index.modality)
+        if self.rule == "trained" and (output is None or output.decision is None):
             raise MmllmError(
                 f"this model has no decision head for {self.index.modality}; choose auto, generate or retrieve"
             )
@@ -221,8 +222,14 @@ class Retrieval:
         return found
 
 
+def _output(model: MultimodalLM, modality: str) -> Output | None:
+    """The output of that name, if it has retrieval heads. Outputs that write codes have none."""
+    output = dict(model.outputs.items()).get(modality)
+    return output if isinstance(output, Output) and output.retrieval is not None else None
+
+
 def _heads(model: MultimodalLM, modality: str) -> RetrievalHeads:
-    output = cast(Output, model.outputs[modality]) if modality in model.outputs else None
+    output = _output(model, modality)
     if output is None or output.retrieval is None:
         raise MmllmError(f"the index is for {modality}, but this model has no retrieval heads for that")
     return output.retrieval

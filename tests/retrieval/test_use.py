@@ -16,6 +16,7 @@ from mmllm.assistant import Assistant
 from mmllm.chat.session import ChatSession, Sampling
 from mmllm.cli import main
 from mmllm.config.base import BuildContext
+from mmllm.config.load import parse
 from mmllm.errors import CheckpointError, DataError, MediaError, MmllmError
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
@@ -180,6 +181,16 @@ def test_refusals(assistant: Assistant, index: MediaIndex, trained: Path, tmp_pa
         build_index(bare, other.processor, trained / "squares")
     with pytest.raises(MmllmError, match="no retrieval heads"):
         Retrieval(index).check(bare)
+
+
+def test_an_output_that_writes_codes_has_nothing_to_find(trained: Path) -> None:
+    codes = {"image": {"generator": {"kind": "vq", "pretrained": "x"}}}
+    tree = {"backbone": {"kind": "causal_lm", "pretrained": "x"}, "outputs": codes}
+    config = parse({"model": tree}).model.tiny()
+    context = BuildContext(dtype=torch.float32)
+    model = MultimodalLM.from_config(config, context)
+    with pytest.raises(MmllmError, match="this model's: none"):
+        build_index(model, Processor.from_config(config, context), trained / "squares")
 
 
 def test_half_precision_still_knows_its_index(trained: Path, index: MediaIndex) -> None:
