@@ -62,6 +62,53 @@ def build_text_encoder(tokenizer: Any, width: int, layers: int) -> Any:
     )
 
 
+def build_roberta_tokenizer(captions: list[str], length: int, vocabulary: int = 512) -> Any:
+    """A RoBERTa tokenizer in which every word of ``captions`` is one token, padded to ``length`` by pipelines."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import RobertaTokenizer
+
+    trained = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trained.train_from_iterator(captions, vocabulary, min_frequency=1, special_tokens=special, show_progress=False)
+    saved = json.loads(trained.to_str())["model"]
+    merges = [tuple(pair) for pair in saved["merges"]]
+    return RobertaTokenizer(vocab=saved["vocab"], merges=merges, model_max_length=length)
+
+
+def build_clap_encoder(tokenizer: Any, width: int, layers: int) -> Any:
+    """transformers' ``ClapTextModelWithProjection`` with random weights; its one vector is as wide as its states."""
+    from transformers import ClapTextConfig, ClapTextModelWithProjection
+
+    return ClapTextModelWithProjection(
+        ClapTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=width // 32,
+            max_position_embeddings=tokenizer.model_max_length + tokenizer.pad_token_id + 1,
+            projection_dim=width,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+
+
+def clip_states(encoder: Any, ids: Tensor) -> Tensor:
+    """What a Stable Diffusion reads of a caption: ``(N, L, width)``."""
+    states: Tensor = encoder(ids).last_hidden_state
+    return states
+
+
+def clap_states(encoder: Any, ids: Tensor) -> Tensor:
+    """What an AudioLDM reads of a caption: one vector ``(N, 1, width)``, of length sqrt(width) here and not 1."""
+    found = encoder(ids, attention_mask=(ids != encoder.config.pad_token_id).long()).text_embeds
+    return nn.functional.normalize(found, dim=-1)[:, None] * found.shape[-1] ** 0.5
+
+
 def tokens(tokenizer: Any, captions: list[str]) -> Tensor:
     """Ids ``(N, L)`` as a diffusers pipeline makes them: padded and cut to the model's length."""
     out: Tensor = tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
@@ -77,13 +124,15 @@ class Questions(nn.Module):
         self.attention = nn.MultiheadAttention(width, width // 32, batch_first=True)
         self.heads = nn.ModuleList(nn.Linear(width, n) for n in classes)
 
+    def answers(self, states: Tensor) -> list[Tensor]:
+        """States ``(N, L, D)`` -> logits ``(N, classes)`` of every fact."""
+        seen, _ = self.attention(self.queries.expand(len(states), -1, -1), states, states, need_weights=False)
+        return [head(seen[:, index]) for index, head in enumerate(self.heads)]
+
     def forward(self, states: Tensor, facts: Tensor) -> tuple[Tensor, Tensor]:
         """States ``(N, L, D)``, facts ``(N, questions)`` -> mean loss, share of captions with every fact right."""
-        seen, _ = self.attention(self.queries.expand(len(states), -1, -1), states, states, need_weights=False)
         losses, right = [], torch.ones(len(states), dtype=torch.bool)
-        for index, head in enumerate(self.heads):
-            wanted = facts[:, index]
-            logits = head(seen[:, index])
+        for logits, wanted in zip(self.answers(states), facts.unbind(1), strict=True):
             losses.append(nn.functional.cross_entropy(logits, wanted, ignore_index=-1))
             right &= (wanted < 0) | (logits.argmax(-1) == wanted)
         return torch.stack(losses).mean(), right.float().mean()
@@ -98,9 +147,10 @@ def train_text_encoder(
     seed: int,
     batch: int = 128,
     lr: float = 1.5e-3,
+    read: Callable[[Any, Tensor], Tensor] = clip_states,
 ) -> float:
     """Train ``encoder`` in place on captions from ``sample``; the share of captions fully understood at the end."""
-    rng, questions = random.Random(f"captions-{seed}"), Questions(encoder.config.hidden_size, classes)
+    rng, questions = random.Random(f"captions-{seed}"), Questions(encoder.config.projection_dim, classes)
     parameters = [*encoder.parameters(), *questions.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps, pct_start=0.1)
@@ -108,7 +158,7 @@ def train_text_encoder(
     encoder.train()
     for step in range(steps):
         captions, facts = zip(*(sample(rng) for _ in range(batch)), strict=True)
-        states = encoder(tokens(tokenizer, list(captions))).last_hidden_state
+        states = read(encoder, tokens(tokenizer, list(captions)))
         # Noise on the states: what is learned has to be told from its neighbours from afar.
         states = states + 0.1 * torch.randn_like(states)
         loss, right = questions(states, torch.tensor(facts))

@@ -65,6 +65,12 @@ def parts_of(row: Row) -> tuple[str, str, str]:
     return media["path"], words["text"], reply if isinstance(reply, str) else reply[0]["text"]
 
 
+def read_wave(path: Path) -> np.ndarray:
+    """A sound file as float32 (T,) at SAMPLE_RATE."""
+    samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    return np.asarray(soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE), dtype=np.float32)
+
+
 def permuted(picture: Image.Image, order: tuple[int, ...]) -> Image.Image:
     """An NLVR picture (400x100, boxes at x = 0, 150, 300) with its boxes in another order; the truth stays."""
     moved = picture.copy()
@@ -94,8 +100,7 @@ def sound_rows(folder: Path, output: Path, rng: random.Random, copies: int, crop
     rows = []
     for row in read_rows(folder, "train"):
         path, question, reply = parts_of(row)
-        samples, rate = soundfile.read(folder / path, dtype="float32", always_2d=True)
-        clip = soxr.resample(samples.mean(axis=1), rate, SAMPLE_RATE) if rate != SAMPLE_RATE else samples.mean(axis=1)
+        clip = read_wave(folder / path)
         for copy in range(copies):
             changed = clip
             if copy:  # the first copy is the clip as it is

@@ -241,7 +241,7 @@ def synthesize(sound: Sound, rng: np.random.Generator) -> np.ndarray:
 
 # --- words ----------------------------------------------------------------------------------------
 
-_PART_PHRASES = {
+PART_PHRASES = {
     "beep": "a beep",
     "noise": "a burst of noise",
     "siren": "a siren",
@@ -270,7 +270,7 @@ def caption(sound: Sound, rng: np.random.Generator) -> str:
     if sound.kind == "chirps":
         return f"{loud}bird-like chirps"
     if sound.kind == "sequence":
-        first, second = (_PART_PHRASES[part] for part in sound.parts)
+        first, second = (PART_PHRASES[part] for part in sound.parts)
         return pick(rng, [f"{first}, then {second}", f"first {first}, then {second}", f"{first} followed by {second}"])
     return "silence" if sound.kind == "silence" else f"a {loud}{sound.kind}"
 
@@ -305,7 +305,7 @@ _CONTAINS = {
     "bell": "bell",
     "buzz": "buzz",
 }
-_PRESENCE_PHRASES = _PART_PHRASES | {"noise": "noise", "drum": "a drum", "chirp": "chirping", "buzz": "a buzz"}
+_PRESENCE_PHRASES = PART_PHRASES | {"noise": "noise", "drum": "a drum", "chirp": "chirping", "buzz": "a buzz"}
 
 
 def facts(sound: Sound) -> dict[str, str]:
