@@ -154,16 +154,21 @@ class Processor:
         return cls(tokenizer, rows, config, preprocessors, targets=targets, groups=groups)
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer's files and ``processor.json`` (new tokens and their ids, for readers of the checkpoint)."""
+        """Write the tokenizer's files and ``processor.json`` (`own_tokens`, for readers of the checkpoint)."""
         self.tokenizer.save_pretrained(folder)
+        written = json.dumps(self.own_tokens(), indent=2) + "\n"
+        (folder / "processor.json").write_text(written, encoding="utf-8")
+
+    def own_tokens(self) -> dict[str, Any]:
+        """mmllm's own tokens and their ids: ``new_tokens`` by input, and ``signal_tokens`` by output where there are any."""
         tokens = {name: {"placeholder": m.placeholder, "markers": m.markers} for name, m in self.modalities.items()}
-        written: dict[str, Any] = {"new_tokens": tokens}
+        found: dict[str, Any] = {"new_tokens": tokens}
         if self.signals:
-            written["signal_tokens"] = {
+            found["signal_tokens"] = {
                 name: {"first": signals.first, "rows": signals.group.rows, "group": signals.count}
                 for name, signals in self.signals.items()
             }
-        (folder / "processor.json").write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+        return found
 
     def reading_targets(self, wanted: bool, *, shown: bool = False) -> Processor:
         """This processor, reading the files of what the assistant makes as well, or leaving them alone (the default):

@@ -36,6 +36,7 @@ from mmllm.config.run import RunConfig
 from mmllm.errors import CheckpointError
 from mmllm.model import MultimodalLM
 from mmllm.pretrained import read_json
+from mmllm.training.growth import NEW_TOKENS, grown
 from mmllm.training.references import check_references, file_hash, references, stored_parts
 
 if TYPE_CHECKING:
@@ -111,8 +112,11 @@ def save_parts(model: MultimodalLM, folder: Path, names: Iterable[str]) -> None:
         (folder / "adapter" / "README.md").unlink(missing_ok=True)
 
 
-def load_parts(model: MultimodalLM, folder: Path) -> list[str]:
+def load_parts(model: MultimodalLM, folder: Path, processor: Processor | None = None) -> list[str]:
     """Read the parts saved in ``folder`` into ``model``, in the model's own dtypes, and return their names.
+
+    With ``processor``, the model's, it may have inputs and outputs that the folder's model has not: the rows of its new
+    tokens are then found by what they stand for, and those of no such row stay as they are.
 
     The folder is verified against its manifest first. Raises ``CheckpointError`` when a file is missing or altered,
     when a reference no longer holds what it held, or when names or shapes differ from the model's in either direction.
@@ -126,7 +130,10 @@ def load_parts(model: MultimodalLM, folder: Path) -> list[str]:
     if unknown:
         raise CheckpointError(f"{folder} holds {', '.join(unknown)}, but the model's parts are {', '.join(parts)}")
     expected: dict[str, Tensor] = {name: p.data for part in stored for name, p in parts[part].items()}
-    _copy(expected, load_file(folder / "parts.safetensors"), folder / "parts.safetensors")
+    found = load_file(folder / "parts.safetensors")
+    if processor is not None and NEW_TOKENS in stored:
+        found |= grown(found, expected, read_json(folder / "processor.json"), processor)
+    _copy(expected, found, folder / "parts.safetensors")
     # By the manifest: a folder that somebody put there is not what was verified.
     if "adapter/adapter_model.safetensors" in read_json(folder / "manifest.json")["files"]:
         from peft import get_peft_model_state_dict
