@@ -22,7 +22,8 @@ SAMPLES = 32_768  # of every sound; what is shorter ends in silence
 SECONDS = SAMPLES / SAMPLE_RATE
 MOST_DIGITS = 3
 MADE = tuple(kind for kind in KINDS if kind != "silence")
-WHOLE = ("beeps", "drum", "sequence")  # kinds that say something else when their end is cut off
+WHOLE = ("beeps", "drum", "sequence")  # kinds whose last event must be heard, or this much of it:
+SHORTEST_PART = int(0.4 * SAMPLE_RATE)
 HELD_OUT_EVERY = 10
 
 
@@ -159,12 +160,13 @@ def perform(wish: SoundWish, rng: random.Random, voices: Voices) -> np.ndarray:
     while True:
         if wish.sound is None:
             wave = voices.say(wish.digits, rng)
-            end = len(wave)
+            end = needed = len(wave)
         else:
             wave, events = render(wish.sound, numbers)
             start = max(0, events[0][0] - int(rng.uniform(0.0, 0.05) * SAMPLE_RATE))
             wave, end = wave[start:], events[-1][1] - start
-        if end <= SAMPLES or (wish.sound is not None and wish.sound.kind not in WHOLE):
+            needed = min(end, events[-1][0] - start + SHORTEST_PART) if wish.sound.kind in WHOLE else 0
+        if needed <= SAMPLES:
             break
     wave = wave[: min(end, SAMPLES)].copy()
     ramp = np.linspace(1, 0, min(160, len(wave)), dtype=np.float32)
