@@ -106,6 +106,10 @@ def stages(arguments: argparse.Namespace) -> None:
         f"model.backbone.pretrained={work / 'llm'}",
         f"model.outputs.image.generator.pretrained={work / 'draw'}",
         *(f"stages.{index}.data=[{work / 'data' / name}.jsonl]" for index, name in enumerate(STAGE_DATA)),
+        *(
+            f"stages.3.data.{index}.reader.path={work / 'data' / name}.jsonl"
+            for index, name in enumerate(("draw", "instruct"))
+        ),
         *(f"stages.{index}.eval_data=[{work / 'data' / 'validation.jsonl'}]" for index in (0, 2)),
         *arguments.override,
     ]

@@ -5,7 +5,7 @@
 The three real sets are folders written by `training/prepare_*.py`. Written to the output folder, in messages JSONL:
 
 * `pretrain.jsonl` (MM-PT): exact captions of whole pictures, of their parts, and of sounds;
-* `draw.jsonl` (MM-PT of what it makes): requests for drawings, the drawings as captions;
+* `draw.jsonl` (MM-PT and MM-IT of what it makes): requests for drawings, the drawings as captions;
 * `instruct.jsonl` (MM-IT): dialogues about pictures, sounds, both, neither; the real sets in their exact form;
 * `validation.jsonl`: a few dialogues like those of `instruct.jsonl`;
 * `test.jsonl`: single questions, each with its question `type`, from seeds no training sample comes from;
@@ -45,7 +45,7 @@ AMOUNTS: dict[str, dict[str, int]] = {
     "pretrain": {"picture_captions": 7_000, "sound_captions": 2_000, "seen_drawing": 800},
     "instruct": {"picture": 26_000, "two_pictures": 7_000, "picture_sound": 3_000, "sound": 5_000, "text": 4_000}
     | {"drawing": 5_000, "drawing_words": 6_000, "seen_drawing": 2_000, "redrawn": 1_500, "drawing_by_ear": 800},
-    "draw": {"drawing_words": 8_000},
+    "draw": {"drawing_words": 32_000},
     "validation": {"picture": 120, "two_pictures": 20, "picture_sound": 20, "sound": 60, "text": 20, "drawing": 30},
     "test": {
         "test_picture": 900,

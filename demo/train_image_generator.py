@@ -4,7 +4,7 @@
 
 Three parts, one after the other, saved as an ordinary ``StableDiffusionPipeline`` folder: the autoencoder, the text encoder
 (`caption_encoder`), and the denoiser, a U-Net on the autoencoder's 16 x 16 latents trained to predict the velocity
-(arXiv 2202.00512) with min-SNR weights (arXiv 2303.09556). Wishes for the test (`drawings.held_out`) are never drawn here.
+(arXiv 2202.00512). Wishes for the test (`drawings.held_out`) are never drawn here.
 `--resume` goes on from the newest checkpoint.
 """
 
