@@ -58,7 +58,7 @@ def third(x: float, y: float) -> str:
 def related(relation: str, first: tuple[float, float], second: tuple[float, float]) -> bool:
     gap = {"left of": second[0] - first[0], "right of": first[0] - second[0]}
     gap |= {"above": second[1] - first[1], "below": first[1] - second[1]}
-    return gap[relation] > 0
+    return bool(gap[relation] > 0)
 
 
 def wrong(found: dict[str, bool]) -> str:

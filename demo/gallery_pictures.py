@@ -69,8 +69,8 @@ def asked_for(page: Page, made: list[Drawn], own: list[Image.Image]) -> None:
 def changed_after(page: Page, changes: list[Changed]) -> None:
     page.add(
         "### Changed in the next turn",
-        "The same conversation goes on. What is asked for now was kept from all trainings too; the parser judges the second "
-        "picture alone.",
+        "The same conversation goes on. What is asked for now was kept from all trainings too, and requests from which no "
+        "change leads to such a one are passed over; the parser judges the second picture alone.",
     )
     rows = []
     for number, change in enumerate(changes, start=1):
