@@ -19,25 +19,26 @@ from typing import TYPE_CHECKING, Any
 import gallery_pictures
 from gallery_page import Choice, Page, escape
 
+from mmllm.errors import MmllmError
+
 if TYPE_CHECKING:
     from mmllm import Assistant
 
 ROOT = Path(__file__).resolve().parent.parent
-
 
 # What writes the sections about a modality. An assistant may make others too; those are named at the end of the page.
 SECTIONS: dict[str, Callable[[Any, Page, Choice], None]] = {"image": gallery_pictures.write}
 
 
 def write(assistant: Assistant, name: str, page: Page, choice: Choice) -> None:
-    """All sections that the assistant can fill. Raises ``ValueError`` when there are none."""
+    """All sections that the assistant can fill. Raises ``MmllmError`` when there are none."""
     from mmllm.assistant import model_folder
 
     shown = [modality for modality in SECTIONS if modality in assistant.makes]
     if not shown:
         makes = ", ".join(assistant.makes) or "text alone"
         wanted = ", ".join(SECTIONS)
-        raise ValueError(f"{name} makes {makes}: there is nothing to show (a gallery is made of {wanted})")
+        raise MmllmError(f"{name} makes {makes}: there is nothing to show (a gallery is made of {wanted})")
     page.add(
         "# Gallery",
         f"What the assistant *{escape(Path(name).name)}* makes, written by `python demo/gallery.py` with seed {choice.seed}. "
@@ -75,7 +76,7 @@ def main() -> None:
     choice = Choice(arguments.count, arguments.shown, arguments.searched, arguments.seed, arguments.training_seed)
     try:
         write(mmllm.load(arguments.model), arguments.model, page, choice)
-    except ValueError as error:
+    except MmllmError as error:
         raise SystemExit(f"gallery: {error}") from error
     page.save()
     size = sum(path.stat().st_size for path in (page.path, *(page.folder / name for name in page.files)))
