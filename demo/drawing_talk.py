@@ -52,8 +52,11 @@ def noun(group: Group, others: tuple[Group, ...]) -> str:
     return f"the {group.color} {name}"
 
 
-def edit(wish: Wish, rng: random.Random) -> tuple[str, Wish] | None:
-    """A change to what was drawn, in words, and the wish it leads to; None where this one cannot be made."""
+def edit(wish: Wish, rng: random.Random, test: bool = False) -> tuple[str, Wish] | None:
+    """A change to what was drawn, in words, and the wish it leads to, of the training side or of the ``test`` side.
+
+    None where the change that was hit on cannot be made.
+    """
     index = rng.randrange(len(wish.groups))
     group, others = wish.groups[index], wish.groups[:index] + wish.groups[index + 1 :]
     named = noun(group, others)
@@ -106,7 +109,7 @@ def edit(wish: Wish, rng: random.Random) -> tuple[str, Wish] | None:
         place = rng.choice([p for p in PLACES if p not in [g.place for g in wish.groups]])
         text, after = f"Put {named} {place}.", swapped(replace(group, place=place))
     kinds = [(g.color, g.shape) for g in after.groups]
-    if len(set(kinds)) < len(kinds) or sum(g.count for g in after.groups) > MOST_ITEMS or held_out(after):
+    if len(set(kinds)) < len(kinds) or sum(g.count for g in after.groups) > MOST_ITEMS or held_out(after) != test:
         return None
     return text[0].upper() + text[1:], after
 

@@ -127,6 +127,13 @@ def place_items(wish: Wish, rng: random.Random) -> Scene:
     return Scene("canvas", SIDE, SIDE, BACKGROUNDS[wish.background], whole, tuple(items))
 
 
+def training_round(seed: int, number: int, count: int) -> list[tuple[Wish, Scene]]:
+    """What the picture generator's denoiser newly sees in round ``number`` of a training: wishes and their pictures."""
+    rng = random.Random(f"drawings-{seed}-{number}")
+    wanted = [wishes(rng, test=False) for _ in range(count)]
+    return [(wish, place_items(wish, rng)) for wish in wanted]
+
+
 def recolored(wish: Wish, index: int, color: str) -> Wish:
     """The wish with another colour for one of its groups."""
     groups = list(wish.groups)

@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import drawing_card
 import evaluate
 import torch
 from safetensors import safe_open
@@ -51,7 +52,8 @@ Made on {date}, seed {seed}. {training}
 
 Pictures with simple shapes (circles, squares, triangles, stars, crosses, diamonds in eight colours): counting, colours,
 sizes, places, comparisons, two pictures, and whether a sentence about three boxes is true. Sounds: beeps, sweeps, sirens,
-drums, bells, ten everyday sounds, spoken English digits. Small talk about itself.
+drums, bells, ten everyday sounds, spoken English digits. Small talk about itself. It draws one to six of these shapes as asked
+for, with their colours, places and one of three backgrounds, and changes what it drew.
 
 ## What it cannot do
 
@@ -66,6 +68,11 @@ of another sample. NLVR is its development split, digits and ESC-10 are the take
 unless their test sets were given to the build.
 
 {scores}
+### Drawings
+
+Asked for in words held out from every training and read back by a parser of pixels (`demo/picture_parser.py`).
+
+{drawings}
 {notes}
 ## Data and licences
 
@@ -149,6 +156,7 @@ def card(work: Path, folder: Path, seed: int) -> str:
         seed=seed,
         training=training_times(work),
         scores=table,
+        drawings=drawing_card.section(drawing_card.found_in(work)),
         notes=(work / "notes.md").read_text(encoding="utf-8") if (work / "notes.md").exists() else "",
     )
 

@@ -20,7 +20,18 @@ from typing import Any
 import numpy as np
 import torch
 from caption_encoder import build_text_encoder, build_tokenizer, tokens, train_text_encoder
-from drawings import BACKGROUNDS, MOST_ITEMS, PLACES, RELATIONS, SIDE, Wish, caption, place_items, wishes
+from drawings import (
+    BACKGROUNDS,
+    MOST_ITEMS,
+    PLACES,
+    RELATIONS,
+    SIDE,
+    Wish,
+    caption,
+    place_items,
+    training_round,
+    wishes,
+)
 from generator_training import Clock, build_scheduler, halve, load_state, save, set_rate, train_denoiser
 from safetensors.torch import load_file
 from scene_model import COLORS, SHAPES, Item, Scene, render
@@ -137,12 +148,12 @@ class Drawings:
 
     @torch.no_grad()
     def renew(self, number: int) -> None:
-        rng, old = random.Random(f"drawings-{self.seed}-{number}"), len(self.clean) > 0
-        drawn = [wishes(rng, test=False) for _ in range(BANK // 3 if old else BANK)]
-        scenes = [place_items(wish, rng) for wish in drawn]
+        old = len(self.clean) > 0
+        drawn = training_round(self.seed, number, BANK // 3 if old else BANK)
+        scenes = [scene for _, scene in drawn]
         modes = [self.vae.encode(pixels(scenes[k : k + 64])).latent_dist.mode() for k in range(0, len(scenes), 64)]
         clean = torch.cat(modes) * self.vae.config.scaling_factor
-        ids = tokens(self.tokenizer, [caption(wish) for wish in drawn])
+        ids = tokens(self.tokenizer, [caption(wish) for wish, _ in drawn])
         self.clean = torch.cat([clean, self.clean])[:BANK] if old else clean
         self.ids = torch.cat([ids, self.ids])[:BANK] if old else ids
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
 
 import drawing_data
+import drawing_facts
 import drawing_talk
+import drawing_trials
 import drawings
-import evaluate_drawing
 import train_image_generator
 from drawings import Group, Wish
 from picture_parser import parse
@@ -27,37 +27,30 @@ from mmllm.config.base import BuildContext
 from mmllm.generators.image import StableDiffusionConfig
 
 
-def kinds(wish: Wish) -> Counter[tuple[str, str]]:
-    found: Counter[tuple[str, str]] = Counter()
-    for group in wish.groups:
-        found[group.color, group.shape] += group.count
-    return found
-
-
 def test_the_parser_reads_every_true_drawing_without_fault() -> None:
     rng = random.Random(5)
     for _ in range(500):
         wish = drawings.sample_wish(rng)
         picture = np.asarray(render(drawings.place_items(wish, rng)))
-        assert all(evaluate_drawing.facts(wish, parse(picture)).values()), drawings.caption(wish)
+        assert all(drawing_facts.facts(wish, parse(picture)).values()), drawings.caption(wish)
 
 
 def test_the_parser_sees_what_is_wrong() -> None:
     rng = random.Random(6)
     wish = Wish((Group(1, "red", "circle", "on the left"), Group(1, "blue", "star", "on the right")))
     picture = np.asarray(render(drawings.place_items(wish, rng)))
-    mirrored = evaluate_drawing.facts(wish, parse(picture[:, ::-1].copy()))
+    mirrored = drawing_facts.facts(wish, parse(picture[:, ::-1].copy()))
     assert mirrored["kinds"]
     assert not mirrored["places"]
     assert not mirrored["all"]
-    swapped = evaluate_drawing.facts(wish, parse(picture[:, :, ::-1].copy()))
+    swapped = drawing_facts.facts(wish, parse(picture[:, :, ::-1].copy()))
     assert not swapped["kinds"]
-    empty = evaluate_drawing.facts(wish, parse(np.full((64, 64, 3), 255, np.uint8)))
+    empty = drawing_facts.facts(wish, parse(np.full((64, 64, 3), 255, np.uint8)))
     assert empty["background"]
     assert not empty["kinds"]
     assert not empty["places"]
     above = Wish(tuple(Group(1, *kind) for kind in (("red", "circle"), ("blue", "star"))), "above")
-    found = evaluate_drawing.facts(above, parse(np.asarray(render(drawings.place_items(above, rng)))[::-1].copy()))
+    found = drawing_facts.facts(above, parse(np.asarray(render(drawings.place_items(above, rng)))[::-1].copy()))
     assert not found["relations"]
 
 
@@ -67,7 +60,7 @@ def test_small_blots_and_noise_do_not_count_as_shapes() -> None:
     picture = np.asarray(render(drawings.place_items(wish, random.Random(1)))).astype(int)
     noisy = np.clip(picture + rng.normal(0, 6, picture.shape), 0, 255).astype(np.uint8)
     noisy[:2, :2] = (255, 0, 0)
-    assert evaluate_drawing.facts(wish, parse(noisy))["all"]
+    assert drawing_facts.facts(wish, parse(noisy))["all"]
 
 
 def test_a_wish_is_for_the_test_or_for_training_whatever_the_order_of_its_groups() -> None:
@@ -102,16 +95,24 @@ def test_a_change_changes_what_it_says() -> None:
             continue
         text, after = changed
         assert after != wish
-        assert sum(kinds(after).values()) <= drawings.MOST_ITEMS
-        assert len(set(kinds(after))) == len(after.groups)
+        assert sum(drawing_facts.kinds(after).values()) <= drawings.MOST_ITEMS
+        assert len(set(drawing_facts.kinds(after))) == len(after.groups)
         assert all(group.color != after.background for group in after.groups)
         if text.startswith("Remove"):
-            assert kinds(after) < kinds(wish)
+            assert drawing_facts.kinds(after) < drawing_facts.kinds(wish)
         if "background" in text:
             assert after.background in text
-            assert kinds(after) == kinds(wish)
+            assert drawing_facts.kinds(after) == drawing_facts.kinds(wish)
         seen.add(text.split()[0])
     assert {"Remove", "Add", "Put", "Turn", "Make"} <= seen
+
+
+def test_a_change_leads_to_the_side_that_is_asked_for() -> None:
+    rng = random.Random(11)
+    wanted = [drawings.wishes(rng, test=True) for _ in range(200)]
+    for test in (True, False):
+        changed = [drawing_talk.edit(wish, rng, test) for wish in wanted for _ in range(10)]
+        assert {drawings.held_out(change[1]) for change in changed if change} == {test}
 
 
 def test_as_many_shapes_are_drawn_as_are_heard(tmp_path: Path) -> None:
@@ -138,5 +139,5 @@ def test_the_generator_is_trained_resumed_and_loaded_by_the_library(
     assert generator is not None
     assert generator.condition_shape == {"text": (train_image_generator.LENGTH, train_image_generator.TEXT_WIDTH)}
     wish = drawings.wishes(random.Random(0), test=True)
-    (picture,) = evaluate_drawing.ceiling(generator, [wish])
+    (picture,) = drawing_trials.ceiling(generator, [wish], seed=0)
     assert picture.size == (drawings.SIDE, drawings.SIDE)
