@@ -49,6 +49,15 @@ SAY_COUNT = ("Say how many {} there are.", "Count the {} and say the number.", "
 BOTH = ("{} Then {}", "{} And {}", "{} Also {}")
 
 
+UNPLAYABLE = (
+    "a song", "music", "a piano", "a guitar", "a violin", "a melody", "a speech", "a poem", "a cat", "a lion", "a cow",
+    "a car", "a train", "the wind", "a waltz", "a choir", "a phone call", "a joke", "applause", "a trumpet",
+)  # fmt: skip
+CANNOT_PLAY = (
+    "I can't play {}. I can say digits and play beeps, sweeps, noise, sirens, clicks, chirps, drums, bells and buzzes."
+)
+
+
 def reply(wish: SoundWish) -> str:
     return f"Listen: {caption(wish)}."
 
@@ -110,8 +119,16 @@ def edit(wish: SoundWish, rng: random.Random) -> tuple[str, SoundWish] | None:
     return rng.choice(changes) if changes else None
 
 
+def beyond(rng: random.Random) -> Turn:
+    """A request for something that the assistant cannot play."""
+    thing = rng.choice(UNPLAYABLE)
+    return vary(rng.choice(SOUNDS).format(thing), rng, 0.25), CANNOT_PLAY.format(thing), None
+
+
 def sound_turns(rng: random.Random) -> list[Turn]:
     """One request and what follows from it: changes, repetitions, other requests."""
+    if rng.random() < 0.06:
+        return [beyond(rng)]
     wish = wishes(rng, test=False)
     turns = [request(wish, rng)]
     while rng.random() < 0.6 and len(turns) < 5:
