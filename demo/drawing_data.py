@@ -7,7 +7,7 @@ from typing import Any
 
 import text_worlds
 from dialogues import system_prompt, vary
-from drawing_talk import Turn, drawing_turns, edit, reply
+from drawing_talk import Turn, changing_turns, drawing_turns, edit, reply
 from drawings import Group, Wish, caption, held_out, place_items, wishes
 from drills import tally
 from real_sets import Part, Row, Writer, conversation
@@ -57,14 +57,24 @@ def drawing(rng: random.Random, writer: Writer) -> Row:
     return {"messages": messages}
 
 
-def drawing_words(rng: random.Random, writer: Writer) -> Row:
-    """Requests and changes without files: captions alone, which is all that the `condition` objective needs."""
+def in_captions(turns: list[Turn], rng: random.Random) -> Row:
+    """Turns without files: captions alone, which is all that the `condition` objective needs."""
     messages: list[dict[str, Any]] = list(system_prompt(rng, 0.05))
-    for question, text, wish in drawing_turns(rng):
+    for question, text, wish in turns:
         messages.append({"role": "user", "content": question})
         drawn = answer(text, wish, {"type": "image"}) if wish else {"role": "assistant", "content": text}
         messages.append(drawn)
     return {"messages": messages}
+
+
+def drawing_words(rng: random.Random, writer: Writer) -> Row:
+    """Requests, changes and questions, in captions."""
+    return in_captions(drawing_turns(rng), rng)
+
+
+def drawing_changes(rng: random.Random, writer: Writer) -> Row:
+    """A request and one change after another, in captions."""
+    return in_captions(changing_turns(rng), rng)
 
 
 def seen_drawing(rng: random.Random, writer: Writer) -> Row:

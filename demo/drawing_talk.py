@@ -155,6 +155,19 @@ def drawing_turns(rng: random.Random) -> list[Turn]:
     return turns
 
 
+def changing_turns(rng: random.Random) -> list[Turn]:
+    """One request and four changes, one after the other. Which group is meant has to be looked up in the reply before."""
+    wish = wishes(rng, test=False)
+    turns = [request(wish, rng)]
+    while len(turns) < 5:
+        if changed := edit(wish, rng):
+            wish = changed[1]
+            turns.append((vary(changed[0], rng, 0.2), reply(wish), wish))
+        elif rng.random() < 0.05:  # hardly anything can be changed about some
+            break
+    return turns
+
+
 def in_words(turns: list[Turn], rng: random.Random) -> list[Message]:
     """The dialogue without its pictures: what the language model is trained on."""
     messages = system_prompt(rng)

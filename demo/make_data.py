@@ -45,7 +45,7 @@ AMOUNTS: dict[str, dict[str, int]] = {
     "pretrain": {"picture_captions": 7_000, "sound_captions": 2_000, "seen_drawing": 800},
     "instruct": {"picture": 26_000, "two_pictures": 7_000, "picture_sound": 3_000, "sound": 5_000, "text": 4_000}
     | {"drawing": 5_000, "drawing_words": 6_000, "seen_drawing": 2_000, "redrawn": 1_500, "drawing_by_ear": 800},
-    "draw": {"drawing_words": 32_000},
+    "draw": {"drawing_words": 32_000, "drawing_changes": 20_000},
     "validation": {"picture": 120, "two_pictures": 20, "picture_sound": 20, "sound": 60, "text": 20, "drawing": 30},
     "test": {
         "test_picture": 900,
@@ -212,8 +212,8 @@ MAKERS: dict[str, Callable[[random.Random, Writer], Row | list[Row]]] = {
     maker.__name__: maker
     for maker in (
         picture_captions, sound_captions, picture, two_pictures, picture_sound, sound, text,
-        drawing_data.drawing, drawing_data.drawing_words, drawing_data.seen_drawing, drawing_data.redrawn,
-        drawing_data.drawing_by_ear,
+        drawing_data.drawing, drawing_data.drawing_words, drawing_data.drawing_changes, drawing_data.seen_drawing,
+        drawing_data.redrawn, drawing_data.drawing_by_ear,
         test_picture, test_two_pictures, test_picture_sound, test_sound, test_text,
     )
 }  # fmt: skip

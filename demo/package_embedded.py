@@ -93,6 +93,7 @@ DESCRIPTIONS = {
     "outputs.image.projector": "output projector: a small transformer from 16 signal tokens to 32 text positions",
     "outputs.image.generator": "picture generator: latent diffusion at 64 x 64 pixels (diffusers' Stable Diffusion classes)",
     "backbone": "language model: Llama, 6 layers of width 256, own tokenizer of 1536 tokens",
+    "backbone.new_tokens": "rows of the signal tokens, as they are read and as they are written",
     "backbone.adapter": "LoRA on every linear layer",
 }
 

@@ -1,4 +1,4 @@
-"""Take the picture of the demo that the README shows: a real conversation about a picture, in headless Chromium.
+"""Take the picture of the demo that the README shows: a real conversation about a picture and with one, in headless Chromium.
 
     python demo/screenshot.py [--model embedded] [--output docs/images/demo.png]
 
@@ -19,7 +19,7 @@ from mmllm.chat import FeedbackLog, ModelShelf
 from mmllm.ui.serve import serve
 
 REPOSITORY = Path(__file__).parents[1]
-QUESTION = "How many circles are there?"
+QUESTION = "Draw two red circles and a blue star."
 WAIT = 30_000  # milliseconds
 
 
