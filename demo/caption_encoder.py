@@ -10,6 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -176,3 +177,36 @@ def train_text_encoder(
             )
     encoder.eval()
     return sum(shown[-50:]) / 50
+
+
+def text_part(
+    folder: Path,
+    sample: Callable[[random.Random], tuple[str, Fact]],
+    classes: tuple[int, ...],
+    shape: tuple[int, int, int],
+    steps: int,
+    seed: int,
+    resume: bool,
+) -> tuple[Any, Any]:
+    """Tokenizer and frozen text encoder of ``shape`` (positions, width, layers): those in ``folder``, or new ones, kept there."""
+    if resume and (folder / "encoder" / "model.safetensors").exists():
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        return tokenizer, CLIPTextModel.from_pretrained(folder / "encoder").requires_grad_(False).eval()
+    length, width, layers = shape
+    rng = random.Random(f"words-{seed}")
+    torch.manual_seed(seed)
+    tokenizer = build_tokenizer([sample(rng)[0] for _ in range(4000)], length)
+    encoder = build_text_encoder(tokenizer, width, layers)
+    understood = train_text_encoder(tokenizer, encoder, sample, classes, steps, seed)
+    print(f"captions understood {understood:.1%}, {len(tokenizer)} words", flush=True)
+    tokenizer.save_pretrained(folder / "tokenizer")
+    encoder.save_pretrained(folder / "encoder")
+    return tokenizer, encoder.requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def nothing(tokenizer: Any, encoder: Any) -> Tensor:
+    """The states of an empty caption, ``(1, L, D)``."""
+    return clip_states(encoder, tokens(tokenizer, [""]))

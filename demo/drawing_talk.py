@@ -7,7 +7,9 @@ drawn, so that the picture follows from words the assistant has written itself.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from dialogues import Message, pseudo_word, system_prompt, vary
 from drawings import BACKGROUNDS, MOST_ITEMS, PLACES, Group, Wish, caption, held_out, wishes
@@ -168,8 +170,8 @@ def changing_turns(rng: random.Random) -> list[Turn]:
     return turns
 
 
-def in_words(turns: list[Turn], rng: random.Random) -> list[Message]:
-    """The dialogue without its pictures: what the language model is trained on."""
+def in_words(turns: Sequence[tuple[str, str, Any]], rng: random.Random) -> list[Message]:
+    """The dialogue without its media: what the language model is trained on."""
     messages = system_prompt(rng)
     for question, answer, _ in turns:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]

@@ -56,11 +56,16 @@ def held_out_wishes(count: int, seed: int) -> list[Wish]:
 
 def ceiling(generator: Any, wanted: list[Wish], seed: int) -> list[Image.Image]:
     """The generator's pictures from its own text condition; picture i has the noise of ``seed + i``."""
-    pictures: list[Image.Image] = []
-    for start in range(0, len(wanted), BATCH):
-        condition = generator.encode_text([caption(wish) for wish in wanted[start : start + BATCH]])
-        pictures += generator.generate(condition, generator.sampling.with_(seed=seed + start))
-    return pictures
+    return from_captions(generator, [caption(wish) for wish in wanted], seed)
+
+
+def from_captions(generator: Any, captions: list[str], seed: int) -> list[Any]:
+    """A generator's media from its own text condition; medium i has the noise of ``seed + i``."""
+    media: list[Any] = []
+    for start in range(0, len(captions), BATCH):
+        condition = generator.encode_text(captions[start : start + BATCH])
+        media += generator.generate(condition, generator.sampling.with_(seed=seed + start))
+    return media
 
 
 def user(content: Any) -> dict[str, Any]:

@@ -1,19 +1,24 @@
-"""What the trainings of the embedded assistant's generators share: budgets, checkpoints, and the denoiser's loop.
+"""What the trainings of the embedded assistant's generators share: budgets, checkpoints, the loops of their parts.
 
-A denoiser predicts the velocity (arXiv 2202.00512). What is kept is the average of
-its weights over the last steps.
+An autoencoder is trained on pictures, a denoiser on the latents of media with their captions; the denoiser predicts the velocity
+(arXiv 2202.00512). What is kept of it is the average of its weights over the last steps.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from caption_encoder import clip_states, tokens
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,6 +27,25 @@ NOISE_ON_TEXT = 0.15
 DROPPED = 0.1  # captions left out, for classifier-free guidance
 EMA = 0.998
 BATCH = 64
+VAE_BATCH = 12
+VAE_SHARE = 0.2  # of the minutes
+
+
+def arguments(description: str | None, minutes: float) -> argparse.Namespace:
+    """The command line of such a training; ``minutes`` is the budget when none is given. Sets threads and seed."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--output", type=Path, required=True, help="folder of the finished pipeline and its checkpoints"
+    )
+    parser.add_argument("--minutes", type=float, default=minutes, help="processor time of autoencoder and denoiser")
+    parser.add_argument("--text-steps", type=int, default=700)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--resume", action="store_true")
+    given = parser.parse_args()
+    torch.set_num_threads(given.threads)
+    torch.manual_seed(given.seed)
+    return given
 
 
 def build_scheduler() -> Any:
@@ -82,12 +106,88 @@ def load_state(path: Path) -> dict[str, Any]:
         return dict(json.loads(file.metadata()["state"]))
 
 
+def export(pipeline: Any, output: Path, state: dict[str, Any]) -> None:
+    """A diffusers folder in half precision, with the state of the training beside it."""
+    pipeline.save_pretrained(output)
+    halve(output)
+    (output / "training.json").write_text(json.dumps(state) + "\n")
+
+
 def halve(folder: Path) -> None:
     """The weights of a saved pipeline in half precision, in place; what else lies in the folder stays as it is."""
     parts = [name for name in json.loads((folder / "model_index.json").read_text()) if not name.startswith("_")]
     for file in (file for part in parts for file in (folder / part).glob("*.safetensors")):
         tensors = load_file(file)
         save_file({k: v.half().contiguous() for k, v in tensors.items()}, file, metadata={"format": "pt"})
+
+
+# --- the autoencoder --------------------------------------------------------------------------------------------------
+
+
+def pixels(pictures: list[Image.Image]) -> Tensor:
+    """Pictures of one size as ``(N, 3, H, W)`` float32 in [-1, 1]."""
+    stacked = np.stack([np.asarray(picture, dtype=np.float32) for picture in pictures])
+    return torch.from_numpy(stacked / 127.5 - 1).permute(0, 3, 1, 2)
+
+
+def vae_loss(vae: Any, batch: Tensor) -> Tensor:
+    """Mean absolute and squared error of the reconstruction, and a little of the Kullback-Leibler distance to N(0, 1).
+
+    Pixels of shapes count five times: most of a picture is background, which is learned at once.
+    """
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        posterior = vae.encode(batch).latent_dist
+        found = vae.decode(posterior.sample()).sample
+    shapes = (batch != batch[:, :, :1, :1]).any(dim=1, keepdim=True)
+    error = (found.float() - batch) * torch.where(shapes, 5.0, 1.0).sqrt()
+    divergence = posterior.kl().float().mean() / batch[0, 0].numel()
+    return (error.abs().mean() + error.square().mean()) / 2 + 1e-4 * divergence
+
+
+def train_vae(
+    vae: Any,
+    sample: Callable[[random.Random], Image.Image],
+    typical: Callable[[], list[Image.Image]],
+    path: Path,
+    minutes: float,
+    seed: int,
+    resume: bool,
+) -> Any:
+    """Train ``vae`` in place on pictures from ``sample`` for ``minutes`` of processor time, from the checkpoint ``path`` if
+    there is one. Its scaling factor makes the latents of ``typical`` pictures have a standard deviation of one.
+    """
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0}
+    if resume and path.exists():
+        vae.load_state_dict(load_file(path))
+        state = load_state(path)
+    clock, saved = Clock(minutes, state["seconds"]), time.monotonic()
+    stepper = torch.optim.AdamW(vae.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
+    shown: list[float] = []
+    while clock.done < 1:
+        rng = random.Random(f"vae-{seed}-{state['step']}")
+        batch = pixels([sample(rng) for _ in range(VAE_BATCH)])
+        set_rate([stepper], clock.factor())
+        loss = vae_loss(vae, batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        stepper.step()
+        stepper.zero_grad()
+        state["step"] += 1
+        shown.append(loss.item())
+        if state["step"] % 100 == 0:
+            print(f"vae step {state['step']} loss {sum(shown[-100:]) / 100:.4f} {clock.done:.1%}", flush=True)
+        if time.monotonic() - saved > 120:
+            save(path, vae.state_dict(), state | {"seconds": clock.seconds})
+            saved = time.monotonic()
+    vae.eval()
+    with torch.no_grad():
+        spread = vae.encode(pixels(typical())).latent_dist.mode().std()
+    vae.register_to_config(scaling_factor=round(1 / spread.item(), 4))
+    save(path, vae.state_dict(), state | {"seconds": clock.seconds, "scaling_factor": vae.config.scaling_factor})
+    return vae
+
+
+# --- the denoiser -----------------------------------------------------------------------------------------------------
 
 
 class Bank(Protocol):
@@ -100,6 +200,38 @@ class Bank(Protocol):
     def condition(self, chosen: Tensor) -> Tensor:
         """The text condition ``(B, L, D)`` of these entries."""
         ...
+
+
+class CaptionedBank:
+    """Latents of media with their captions; a third is new in every round, so that encoding costs little.
+
+    ``draw`` makes captions and media, given a round and how many; ``encode`` their latents ``(N, ...)``, scaled to a standard deviation of one.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        draw: Callable[[int, int], tuple[list[str], list[Any]]],
+        encode: Callable[[list[Any]], Tensor],
+        tokenizer: Any,
+        encoder: Any,
+    ) -> None:
+        self.size, self.draw, self.encode = size, draw, encode
+        self.tokenizer, self.encoder = tokenizer, encoder
+        self.clean, self.ids = torch.empty(0), torch.empty(0, dtype=torch.long)
+
+    @torch.no_grad()
+    def renew(self, number: int) -> None:
+        old = len(self.clean) > 0
+        captions, media = self.draw(number, self.size // 3 if old else self.size)
+        clean = torch.cat([self.encode(media[k : k + 64]) for k in range(0, len(media), 64)])
+        ids = tokens(self.tokenizer, captions)
+        self.clean = torch.cat([clean, self.clean])[: self.size] if old else clean
+        self.ids = torch.cat([ids, self.ids])[: self.size] if old else ids
+
+    @torch.no_grad()
+    def condition(self, chosen: Tensor) -> Tensor:
+        return clip_states(self.encoder, self.ids[chosen])
 
 
 def denoiser_loss(denoise: Callable[..., Tensor], scheduler: Any, clean: Tensor, text: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ The three real sets are folders written by `training/prepare_*.py`. Written to t
 * `instruct.jsonl` (MM-IT): dialogues about pictures, sounds, both, neither; the real sets in their exact form;
 * `validation.jsonl`: a few dialogues like those of `instruct.jsonl`;
 * `test.jsonl`: single questions, each with its question `type`, from seeds no training sample comes from;
-* `images/`, `audio/`: the media. `done.json`: counts, written last.
+* `images/`, `audio/`, `videos/`: the media. `done.json`: counts, written last.
 
 `--size` scales the number of procedural samples (1.0: about 40,000 pictures and 9,000 sounds).
 """
@@ -29,6 +29,7 @@ from pathlib import Path
 import dialogues
 import drawing_data
 import joint_questions
+import moving_data
 import text_worlds
 from dialogues import Exchange
 from drills import tally
@@ -214,6 +215,7 @@ MAKERS: dict[str, Callable[[random.Random, Writer], Row | list[Row]]] = {
         picture_captions, sound_captions, picture, two_pictures, picture_sound, sound, text,
         drawing_data.drawing, drawing_data.drawing_words, drawing_data.drawing_changes, drawing_data.seen_drawing,
         drawing_data.redrawn, drawing_data.drawing_by_ear,
+        moving_data.animation, moving_data.animation_words, moving_data.drawn_and_animated, moving_data.animated_and_drawn,
         test_picture, test_two_pictures, test_picture_sound, test_sound, test_text,
     )
 }  # fmt: skip
@@ -341,7 +343,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
-    for folder in ("images", "audio"):
+    for folder in ("images", "audio", "videos"):
         shutil.rmtree(Path(arguments.output) / folder, ignore_errors=True)
     print(json.dumps(build(arguments)))
 

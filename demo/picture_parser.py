@@ -23,12 +23,13 @@ SMALLEST = 14.0  # pixels; the area of the smallest drawn shape, a star, is 33
 
 @dataclass(frozen=True)
 class Found:
-    """A shape; ``x`` and ``y`` are its centre as shares of the picture's sides."""
+    """A shape; ``x`` and ``y`` are its centre as shares of the picture's sides, ``area`` its share of the picture."""
 
     shape: str
     color: str
     x: float
     y: float
+    area: float
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def parse(picture: np.ndarray) -> Parsed:
             Found(
                 shape_of(coverage), nearest(color, COLORS),
                 (columns.start + x + 0.5) / width, (rows.start + y + 0.5) / height,
+                float(coverage.sum()) / (height * width),
             )
         )  # fmt: skip
     return Parsed(nearest(background, BACKGROUNDS), tuple(shapes))

@@ -37,6 +37,12 @@ class Writer:
         picture.save(self.output / path, compress_level=1)
         return {"type": "image", "path": path.as_posix()}
 
+    def video(self, frames: list[Image.Image], frames_per_second: float) -> Part:
+        path = self._next("videos", ".png")  # an animated PNG: exact, and Pillow alone can read it
+        duration = round(1000 / frames_per_second)
+        frames[0].save(self.output / path, save_all=True, append_images=frames[1:], duration=duration, loop=0)
+        return {"type": "video", "path": path.as_posix()}
+
     def audio(self, samples: np.ndarray) -> Part:
         path = self._next("audio", ".flac")
         soundfile.write(self.output / path, samples, SAMPLE_RATE, subtype="PCM_16")
