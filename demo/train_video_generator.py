@@ -133,8 +133,9 @@ def main() -> None:
 
     def encode(clips: list[Tensor]) -> Tensor:
         """``(N, LATENT_CHANNELS, FRAMES, 8, 8)``."""
-        latents = vae.encode(torch.cat(clips)).latent_dist.mode() * vae.config.scaling_factor
-        together: Tensor = latents.unflatten(0, (len(clips), FRAMES)).transpose(1, 2).contiguous()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            latents = vae.encode(torch.cat(clips)).latent_dist.mode() * vae.config.scaling_factor
+        together: Tensor = latents.float().unflatten(0, (len(clips), FRAMES)).transpose(1, 2).contiguous()
         return together
 
     def save(weights: dict[str, Tensor], state: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
 
 import drawings
 import evaluate_clips
+import generator_training
 import make_data
 import moving
 import moving_data
@@ -168,13 +169,14 @@ def test_what_is_drawn_of_a_clip_is_no_wish_of_the_test(tmp_path: Path) -> None:
 
 def test_the_generator_is_trained_resumed_loaded_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_video_generator, "WIDTHS", (16, 16))
-    monkeypatch.setattr(train_video_generator, "BANK", 64)
+    monkeypatch.setattr(train_video_generator, "BANK", 8)
+    monkeypatch.setattr(generator_training, "BATCH", 8)
     output = tmp_path / "clips"
     argv = ["train_video_generator.py", "--output", str(output), "--text-steps", "3", "--resume", "--minutes"]
     monkeypatch.setattr(sys, "argv", [*argv, "0.02"])
     train_video_generator.main()
     steps = json.loads((output / "training.json").read_text())["step"]
-    monkeypatch.setattr(sys, "argv", [*argv, "0.06"])
+    monkeypatch.setattr(sys, "argv", [*argv, "0.08"])
     train_video_generator.main()
     assert json.loads((output / "training.json").read_text())["step"] > steps
     generator = VideoDiffusionConfig(pretrained=str(output), num_frames=moving.FRAMES).build(BuildContext())
