@@ -28,7 +28,6 @@ DROPPED = 0.1  # captions left out, for classifier-free guidance
 EMA = 0.998
 BATCH = 64
 VAE_BATCH = 12
-VAE_SHARE = 0.2  # of the minutes
 
 
 def arguments(description: str | None, minutes: float) -> argparse.Namespace:
@@ -154,12 +153,16 @@ def train_vae(
     resume: bool,
 ) -> Any:
     """Train ``vae`` in place on pictures from ``sample`` for ``minutes`` of processor time, from the checkpoint ``path`` if
-    there is one. Its scaling factor makes the latents of ``typical`` pictures have a standard deviation of one.
+    there is one; a finished one is not trained on, whatever the minutes. Its scaling factor makes the latents of ``typical``
+    pictures have a standard deviation of one.
     """
     state: dict[str, Any] = {"step": 0, "seconds": 0.0}
     if resume and path.exists():
         vae.load_state_dict(load_file(path))
         state = load_state(path)
+    if "scaling_factor" in state:  # it is done, and a denoiser may have been trained on its latents
+        vae.register_to_config(scaling_factor=state["scaling_factor"])
+        return vae.eval()
     clock, saved = Clock(minutes, state["seconds"]), time.monotonic()
     stepper = torch.optim.AdamW(vae.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
     shown: list[float] = []
@@ -267,6 +270,7 @@ def train_denoiser(
     minutes: float,
     resume: bool,
     export: Callable[[dict[str, Tensor], dict[str, Any]], None],
+    batch: int = BATCH,
 ) -> None:
     """Train ``denoiser`` on what ``bank`` holds for ``minutes`` of processor time, from the checkpoint ``path`` if there is
     one; ``nothing (1, L, D)`` is the condition of no caption. ``export`` gets the averaged weights now and then.
@@ -284,11 +288,11 @@ def train_denoiser(
     while clock.done < 1 or state["step"] == 0:
         bank.renew(state["round"])
         torch.manual_seed(state["round"])
-        for chosen in torch.randperm(len(bank.clean))[: len(bank.clean) // BATCH * BATCH].view(-1, BATCH):
+        for chosen in torch.randperm(len(bank.clean))[: len(bank.clean) // batch * batch].view(-1, batch):
             if clock.done >= 1 and state["step"]:
                 break
-            text = torch.where(torch.rand(BATCH, 1, 1) < DROPPED, nothing, bank.condition(chosen))
-            text = text + NOISE_ON_TEXT * torch.rand(BATCH, 1, 1) * torch.randn_like(text)
+            text = torch.where(torch.rand(batch, 1, 1) < DROPPED, nothing, bank.condition(chosen))
+            text = text + NOISE_ON_TEXT * torch.rand(batch, 1, 1) * torch.randn_like(text)
             set_rate(steppers, clock.factor())
             loss = denoiser_loss(denoise, scheduler, bank.clean[chosen], text)
             loss.backward()
@@ -303,7 +307,7 @@ def train_denoiser(
             shown.append(loss.item())
             if state["step"] % 50 == 0:
                 left = (1 - clock.done) * clock.budget / 60
-                mean, rate = sum(shown[-50:]) / len(shown[-50:]), BATCH * state["step"] / clock.seconds
+                mean, rate = sum(shown[-50:]) / len(shown[-50:]), batch * state["step"] / clock.seconds
                 print(f"denoiser step {state['step']} loss {mean:.4f} {rate:.0f} a second, {left:.1f} min", flush=True)
         state["round"] += 1
         if time.monotonic() - saved > 150 or clock.done >= 1:

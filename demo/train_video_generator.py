@@ -16,7 +16,6 @@ from typing import Any
 from caption_encoder import nothing, text_part
 from drawings import BACKGROUNDS
 from generator_training import (
-    VAE_SHARE,
     CaptionedBank,
     arguments,
     build_scheduler,
@@ -34,6 +33,8 @@ LENGTH = 20  # text positions
 TEXT_WIDTH, TEXT_LAYERS = 128, 2
 LATENT_CHANNELS = 8
 WIDTHS = (32, 72)  # of the denoiser at 8 x 8 and 4 x 4
+VAE_SHARE = 0.3  # of the minutes
+BATCH = 32
 BANK = 3072  # clips kept encoded at a time
 CLASSES = (len(SHAPES), len(COLORS), len(MOVES), len(PACES), len(BACKGROUNDS))
 
@@ -152,6 +153,7 @@ def main() -> None:
         given.minutes - minutes,
         resume,
         save,
+        BATCH,
     )
     print("saved", given.output, flush=True)
 

@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
 
 import drawings
 import evaluate_clips
-import generator_training
 import make_data
 import moving
 import moving_data
@@ -170,7 +169,7 @@ def test_what_is_drawn_of_a_clip_is_no_wish_of_the_test(tmp_path: Path) -> None:
 def test_the_generator_is_trained_resumed_loaded_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_video_generator, "WIDTHS", (16, 16))
     monkeypatch.setattr(train_video_generator, "BANK", 8)
-    monkeypatch.setattr(generator_training, "BATCH", 8)
+    monkeypatch.setattr(train_video_generator, "BATCH", 8)
     output = tmp_path / "clips"
     argv = ["train_video_generator.py", "--output", str(output), "--text-steps", "3", "--resume", "--minutes"]
     monkeypatch.setattr(sys, "argv", [*argv, "0.02"])
