@@ -208,7 +208,8 @@ class Bank(Protocol):
 class CaptionedBank:
     """Latents of media with their captions; a third is new in every round, so that encoding costs little.
 
-    ``draw`` makes captions and media, given a round and how many; ``encode`` their latents ``(N, ...)``, scaled to a standard deviation of one.
+    ``draw`` makes captions and media, given a round and how many; ``encode`` their latents ``(N, ...)``, scaled to a standard
+    deviation of one.
     """
 
     def __init__(
