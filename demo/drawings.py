@@ -97,28 +97,47 @@ def wishes(rng: random.Random, test: bool) -> Wish:
     return wish
 
 
-def cells(wish: Wish, rng: random.Random) -> list[int]:
-    """A cell of the grid, row by row from 0 to 8, for every shape of the groups in turn."""
+# Columns of one row of the grid for one, two and three shapes.
+ROWS: dict[int, tuple[int, ...]] = {1: (1,), 2: (0, 2), 3: (0, 1, 2)}
+# The cells of a group that is alone, as on dice.
+ALONE = {1: (4,), 2: (3, 5), 3: (3, 4, 5), 4: (0, 2, 6, 8), 5: (0, 2, 4, 6, 8), 6: (0, 1, 2, 6, 7, 8)}
+RELATED = {"left of": (3, 5), "right of": (5, 3), "above": (1, 7), "below": (7, 1)}
+FREE = (4, 1, 7, 3, 5, 0, 2, 6, 8)  # where shapes without a place go beside some with one
+
+
+def cells(wish: Wish) -> list[int]:
+    """A cell of the grid, row by row from 0 to 8, for every shape of the groups in turn.
+
+    Tidily: equal wishes lie alike, a group alone as on dice, several groups one below the other. Where anything may lie
+    anywhere, a denoiser has to agree with itself on what goes where while it still sees only noise, and miscounts.
+    """
+    counts = [group.count for group in wish.groups]
     if wish.relation:
-        low, high = sorted(rng.sample(range(3), 2))
-        lane = rng.randrange(3)
-        first, second = (low, high) if wish.relation in ("left of", "above") else (high, low)
-        if wish.relation in ("left of", "right of"):
-            return [3 * lane + first, 3 * lane + second]
-        return [3 * first + lane, 3 * second + lane]
-    taken = [PLACES.index(group.place) for group in wish.groups if group.place]
-    free = [cell for cell in range(9) if cell not in taken]
-    rng.shuffle(free)
-    return [
-        PLACES.index(group.place) if group.place else free.pop() for group in wish.groups for _ in range(group.count)
-    ]
+        return list(RELATED[wish.relation])
+    if any(group.place for group in wish.groups):
+        taken = [PLACES.index(group.place) for group in wish.groups if group.place]
+        free = iter(cell for cell in FREE if cell not in taken)
+        return [
+            PLACES.index(group.place) if group.place else next(free)
+            for group in wish.groups
+            for _ in range(group.count)
+        ]
+    if len(counts) == 1:
+        return list(ALONE[counts[0]])
+    lines = [
+        line for count in counts for line in ([2, count - 2] if count > 3 else [count])
+    ]  # four or more in two rows
+    if len(lines) > len(ROWS):
+        return list(range(sum(counts)))
+    rows = (0, 2) if len(lines) == 2 else (0, 1, 2)
+    return [3 * row + column for row, line in zip(rows, lines, strict=True) for column in ROWS[line]]
 
 
 def place_items(wish: Wish, rng: random.Random) -> Scene:
     """One of the pictures that fulfil the wish, as a scene of kind "canvas"."""
     kinds = [group for group in wish.groups for _ in range(group.count)]
     items = []
-    for group, cell in zip(kinds, cells(wish, rng), strict=True):
+    for group, cell in zip(kinds, cells(wish), strict=True):
         size = rng.choice(SIZES)
         row, column = divmod(cell, 3)
         x, y = (round((2 * k + 1) * SIDE / 6 - size / 2) + rng.randint(-JITTER, JITTER) for k in (column, row))
