@@ -36,6 +36,14 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"arch": "EVA02-B-16", "select_layer": "pooled"},
             {"arch": "RN50", "select_layer": "pooled"},
         ],
+        "hubert": [
+            {"pretrained": "facebook/hubert-base-ls960"},
+            {"pretrained": "facebook/hubert-large-ll60k", "select_layer": -2},
+            {"pretrained": "facebook/wav2vec2-base-960h"},
+            {"pretrained": "microsoft/wavlm-base-plus", "select_layer": -4},
+            {"pretrained": "microsoft/wavlm-large"},
+            {"architecture": {"conv_pos_batch_norm": True, "feat_proj_layer_norm": False, "do_normalize": False}},
+        ],
         "imagebind": [
             {"modality": "image"},
             {"modality": "image", "output": "tokens"},

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 BUILTIN: dict[str, dict[str, str]] = {
     "encoder": {
         "clip": "mmllm.encoders.clip:ClipConfig",
+        "hubert": "mmllm.encoders.hubert:HubertConfig",
         "imagebind": "mmllm.encoders.imagebind:ImageBindConfig",
         "whisper": "mmllm.encoders.whisper:WhisperConfig",
     },
