@@ -23,6 +23,13 @@ from mmllm.testing import ContractError, check_component
 FAMILIES = ("encoder", "input_projector", "backbone", "adapter", "output_projector", "generator")
 EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
     "encoder": {
+        "clap": [
+            {"pretrained": "laion/clap-htsat-unfused"},
+            {"pretrained": "laion/clap-htsat-fused", "long": "fusion"},
+            {"pretrained": "laion/clap-htsat-fused", "output": "pooled"},
+            {"pretrained": "laion/larger_clap_general", "output": "embedding", "long": "crop"},
+            {"architecture": {"padding": "pad", "enable_patch_layer_norm": False}, "output": "embedding"},
+        ],
         "clip": [
             {"arch": "ViT-B-32"},
             {"arch": "ViT-L-14-CLIPA", "select_layer": -1, "fit": "pad"},

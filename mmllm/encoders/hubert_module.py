@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from mmllm.config.base import BuildContext
 from mmllm.encoders.base import Encoder
 from mmllm.encoders.hubert import KNOWN, HubertArchitecture, HubertConfig
-from mmllm.encoders.numbers import agreed_numbers
+from mmllm.encoders.numbers import agreed_numbers, extractor_settings
 from mmllm.encoders.sounds import Samples, check_sound
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.pretrained import find, load_into, read_json, read_tensors, weight_files
@@ -185,10 +185,9 @@ def _read_checkpoint(reference: str, config: HubertConfig) -> HubertArchitecture
     for key in ("add_adapter", "adapter_attn_dim"):
         if content.get(key):
             raise CheckpointError(f"{path} has {key} {content[key]}; checkpoints with trained adapters are not read")
-    processor = find(reference, config.revision, ["preprocessor_config.json"])
-    sound = read_json(processor) if processor is not None else {}
+    sound = extractor_settings(reference, config.revision)
     if sound.get("sampling_rate", RATE) != RATE:
-        raise CheckpointError(f"{processor} has sampling_rate {sound['sampling_rate']}, expected {RATE}")
+        raise CheckpointError(f"{reference} has sampling_rate {sound['sampling_rate']}, expected {RATE}")
     fields = {name: value for name, value in content.items() if name in HubertArchitecture.model_fields}
     declared = {} if config.architecture is None else {"do_normalize": config.architecture.do_normalize}
     normalize = {name: sound[name] for name in ("do_normalize",) if name in sound}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from mmllm.config.base import BuildContext, Config
 from mmllm.errors import CheckpointError, ConfigError
-from mmllm.pretrained import is_local
+from mmllm.pretrained import find, is_local, read_json
 
 Numbers = TypeVar("Numbers", bound=Config)
 
@@ -47,3 +47,11 @@ def agreed_numbers(
         problem = f"unknown for {pretrained!r} without reading it; give `architecture`"
         raise ConfigError([("architecture", problem)], f"{kind} encoder")
     return numbers
+
+
+def extractor_settings(reference: str, revision: str | None) -> dict[str, Any]:
+    """What ``save_pretrained`` of a transformers feature extractor, or of a processor around one, wrote; ``{}`` without."""
+    path = find(reference, revision, ["preprocessor_config.json", "processor_config.json"])
+    content = read_json(path) if path is not None else {}
+    settings: dict[str, Any] = content.get("feature_extractor", content)
+    return settings

@@ -1,4 +1,4 @@
-"""What encoders of sounds share: the check of what was decoded, and Kaldi's log-mel filter bank."""
+"""What encoders of sounds share: the check of what was decoded, windows in a batch, and Kaldi's log-mel filter bank."""
 
 from __future__ import annotations
 
@@ -28,6 +28,18 @@ def check_sound(media: Samples, rate: int, max_seconds: float, kind: str) -> Non
             f"the sound lasts {len(media) / rate:.1f} seconds, this model takes at most {max_seconds:g}; "
             f"cut it (or train with a larger `max_seconds` of the {kind} encoder)"
         )
+
+
+def place_windows(lengths: Tensor, windows: Tensor, positions: int) -> dict[str, Tensor]:
+    """Where the features of N sounds stand among those of all their windows, one sound after the other.
+
+    ``lengths (N,)`` features of ``windows (N,)`` windows of ``positions`` each. ``index`` (N, S) int64 into the features of
+    all windows, ``mask`` (N, S) bool.
+    """
+    starts = (windows.cumsum(0) - windows) * positions
+    steps = torch.arange(int(lengths.max()))
+    mask = steps[None] < lengths[:, None]
+    return {"index": (starts[:, None] + steps[None]).masked_fill(~mask, 0), "mask": mask}
 
 
 def mel_bank(bins: int) -> np.ndarray[Any, np.dtype[np.float32]]:

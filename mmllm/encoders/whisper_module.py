@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmllm.config.base import BuildContext
 from mmllm.encoders.base import Encoder
 from mmllm.encoders.numbers import agreed_numbers
-from mmllm.encoders.sounds import check_sound
+from mmllm.encoders.sounds import check_sound, place_windows
 from mmllm.encoders.whisper import SIZES, WhisperArchitecture, WhisperConfig
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.pretrained import find, load_into, read_json, read_tensors, weight_files
@@ -58,11 +58,8 @@ class WhisperPreprocessor:
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         lengths = torch.stack([item["length"] for item in items])
         windows = torch.tensor([len(item["mels"]) for item in items])
-        starts = (windows.cumsum(0) - windows) * self.positions
-        steps = torch.arange(int(lengths.max()))
-        mask = steps[None] < lengths[:, None]
-        index = (starts[:, None] + steps[None]).masked_fill(~mask, 0)
-        return {"mels": torch.cat([item["mels"] for item in items]), "index": index, "mask": mask}
+        places = place_windows(lengths, windows, self.positions)
+        return {"mels": torch.cat([item["mels"] for item in items])} | places
 
 
 class WhisperEncoder(Encoder):
