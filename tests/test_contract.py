@@ -23,6 +23,7 @@ from mmllm.testing import ContractError, check_component
 FAMILIES = ("encoder", "input_projector", "backbone", "adapter", "output_projector", "generator")
 EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
     "encoder": {
+        "beats": [{}, {"select_layer": -3}, {"architecture": {"embed_dim": 768, "conv_pos": 95}}],
         "clap": [
             {"pretrained": "laion/clap-htsat-unfused"},
             {"pretrained": "laion/clap-htsat-fused", "long": "fusion"},

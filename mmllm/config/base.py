@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # printed without importing anything; a third party adds to it by the entry-point group `mmllm.components` or `plugins:`.
 BUILTIN: dict[str, dict[str, str]] = {
     "encoder": {
+        "beats": "mmllm.encoders.beats:BeatsConfig",
         "clap": "mmllm.encoders.clap:ClapConfig",
         "clip": "mmllm.encoders.clip:ClipConfig",
         "hubert": "mmllm.encoders.hubert:HubertConfig",
