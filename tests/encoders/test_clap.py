@@ -161,7 +161,7 @@ def test_what_is_unknown_or_impossible() -> None:
         ({"audio_config": {"fusion_type": "channel_map"}}, {}, "has fusion_type 'channel_map', expected None"),
         ({"audio_config": {"num_mel_bins": 64}}, {"feature_size": 80}, r"have different mel bins: \[64, 80\]"),
         ({"audio_config": {"patch_stride": [4, 8]}}, {}, "a CLAP that cannot be built"),
-        ({}, {}, "found no safetensors weights"),
+        ({"audio_config": {"depths": [1, 1, 1, 1]}}, {}, "found no safetensors weights"),
     ],
 )
 def test_folders_that_are_refused(content: dict[str, Any], sound: dict[str, Any], message: str, tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_what_is_unknown_or_impossible() -> None:
         ),
         ({"model_type": "wav2vec2", "adapter_attn_dim": 16}, {}, "has adapter_attn_dim 16"),
         ({"model_type": "hubert"}, {"sampling_rate": 8000}, "has sampling_rate 8000, expected 16000"),
-        ({"model_type": "hubert"}, {}, "found no safetensors weights"),
+        ({"model_type": "hubert", "num_hidden_layers": 1}, {}, "found no safetensors weights"),
     ],
 )
 def test_folders_that_are_refused(
