@@ -23,6 +23,14 @@ from mmllm.testing import ContractError, check_component
 FAMILIES = ("encoder", "input_projector", "backbone", "adapter", "output_projector", "generator")
 EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
     "encoder": {
+        "beats": [{}, {"select_layer": -3}, {"architecture": {"embed_dim": 768, "conv_pos": 95}}],
+        "clap": [
+            {"pretrained": "laion/clap-htsat-unfused"},
+            {"pretrained": "laion/clap-htsat-fused", "long": "fusion"},
+            {"pretrained": "laion/clap-htsat-fused", "output": "pooled"},
+            {"pretrained": "laion/larger_clap_general", "output": "embedding", "long": "crop"},
+            {"architecture": {"padding": "pad", "enable_patch_layer_norm": False}, "output": "embedding"},
+        ],
         "clip": [
             {"arch": "ViT-B-32"},
             {"arch": "ViT-L-14-CLIPA", "select_layer": -1, "fit": "pad"},
@@ -35,6 +43,14 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"pretrained": "google/siglip-base-patch16-224", "select_layer": "pooled"},
             {"arch": "EVA02-B-16", "select_layer": "pooled"},
             {"arch": "RN50", "select_layer": "pooled"},
+        ],
+        "hubert": [
+            {"pretrained": "facebook/hubert-base-ls960"},
+            {"pretrained": "facebook/hubert-large-ll60k", "select_layer": -2},
+            {"pretrained": "facebook/wav2vec2-base-960h"},
+            {"pretrained": "microsoft/wavlm-base-plus", "select_layer": -4},
+            {"pretrained": "microsoft/wavlm-large"},
+            {"architecture": {"conv_pos_batch_norm": True, "feat_proj_layer_norm": False, "do_normalize": False}},
         ],
         "imagebind": [
             {"modality": "image"},

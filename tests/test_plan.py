@@ -100,6 +100,34 @@ def test_next_gpt_has_the_published_parts(capsys: pytest.CaptureFixture[str]) ->
     assert [set(stage["lr"].values()) for stage in result["stages"]] == [{4e-4}, {4e-4}, {5e-4}]
 
 
+def test_slam_asr_trains_what_the_published_projector_has(capsys: pytest.CaptureFixture[str]) -> None:
+    """21.50M in the table of github.com/X-LANCE/SLAM-LLM, examples/asr_librispeech/README.md (c4db782)."""
+    result = plan("slam-asr", capsys)
+    projector = result["parameters"]["inputs.audio.projector"]
+    assert projector == 5 * 1280 * 2048 + 2048 + 2048 * 4096 + 4096 == 21_501_952
+    assert (
+        result["parameters"]["inputs.audio.encoder"] == 962_496_128
+    )  # HuBERT X-Large; 964M in its paper, with the head
+    assert result["inputs"]["audio"]["tokens"] == {"1 s": 10, "30 s": 300}  # 49 and 1499 features; 90 s are refused
+    assert [stage["trainable"] for stage in result["stages"]] == [projector]
+
+
+def test_x_instructblip_hears_with_beats(capsys: pytest.CaptureFixture[str]) -> None:
+    result = plan("x-instructblip-audio", capsys)
+    assert result["parameters"]["inputs.audio.encoder"] == 90_311_792  # "90M" in arXiv 2212.09058
+    assert result["inputs"]["audio"]["feature_dim"] == 768
+    assert result["inputs"]["audio"]["tokens"] == {"1 s": 32}  # longer examples are refused
+    assert [set(stage["parts"]) for stage in result["stages"]] == [{"inputs.audio.projector"}]
+
+
+def test_anymal_hears_with_clap(capsys: pytest.CaptureFixture[str]) -> None:
+    """64 features of each window of 10 s, two to a token."""
+    result = plan("anymal-audio", capsys)
+    assert result["inputs"]["audio"]["tokens"] == {"1 s": 32, "30 s": 96, "90 s": 288}
+    assert result["parameters"]["inputs.audio.projector"] == 2 * 768 * 5120 + 5120
+    assert result["parameters"]["backbone"] == 13_015_864_320  # Llama-2-13B
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_shipped_configuration_has_a_plan(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(path)]) == 0

@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 # printed without importing anything; a third party adds to it by the entry-point group `mmllm.components` or `plugins:`.
 BUILTIN: dict[str, dict[str, str]] = {
     "encoder": {
+        "beats": "mmllm.encoders.beats:BeatsConfig",
+        "clap": "mmllm.encoders.clap:ClapConfig",
         "clip": "mmllm.encoders.clip:ClipConfig",
+        "hubert": "mmllm.encoders.hubert:HubertConfig",
         "imagebind": "mmllm.encoders.imagebind:ImageBindConfig",
         "whisper": "mmllm.encoders.whisper:WhisperConfig",
     },

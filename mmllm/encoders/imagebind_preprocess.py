@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,14 +14,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.encoders.imagebind import CLIPS, ImageBindArchitecture, ImageBindConfig, Modality
+from mmllm.encoders.sounds import RATE, filter_bank, hann, mel_bank
 from mmllm.errors import MediaError
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI CLIP's
 SECONDS = 2  # of a stretch of a film or sound
 FRAMES = 2  # of a film's stretch
-RATE = 16_000  # Hz
-WINDOW, HOP, N_FFT = 400, 160, 512  # samples: 25 ms, 10 ms, the next power of two
-PREEMPHASIS = 0.97
 MEL_MEAN, MEL_STD = -4.268, 9.138
 NARROWEST = 64
 """Pictures longer than this many times their width are cut to it first: what is cropped away need not be enlarged."""
@@ -125,7 +122,7 @@ class Sounds(ImageBindPreprocessor):
 
     def _mel(self, wave: Tensor) -> Tensor:
         frames = self.numbers.size[1]
-        mel = filter_bank(wave - wave.mean(), self.bank).T[:, :frames]
+        mel = filter_bank(wave - wave.mean(), self.bank, hann()).T[:, :frames]
         return (F.pad(mel, (0, frames - mel.shape[1])) - MEL_MEAN) / MEL_STD
 
 
@@ -192,35 +189,6 @@ PREPROCESSORS: dict[Modality, Callable[[ImageBindConfig], ImageBindPreprocessor]
 def make_preprocessor(config: ImageBindConfig) -> ImageBindPreprocessor:
     """See ``ImageBindConfig.preprocessor``."""
     return PREPROCESSORS[config.modality](config)
-
-
-def mel_bank(bins: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Kaldi's triangular filters (257, bins) from 20 Hz to half the rate, on the mel scale ``1127 ln(1 + f / 700)``."""
-    from transformers.audio_utils import mel_filter_bank
-
-    with warnings.catch_warnings():
-        # Of 128 filters the lowest are narrower than the spectrum's steps and hold nothing: so it is in the reference.
-        warnings.filterwarnings("ignore", message="At least one mel filter")
-        bank = mel_filter_bank(
-            N_FFT // 2 + 1, bins, 20, RATE / 2, RATE, norm=None, mel_scale="kaldi", triangularize_in_mel_space=True
-        )
-    return np.asarray(bank, dtype=np.float32)
-
-
-def filter_bank(wave: Tensor, bank: Tensor) -> Tensor:
-    """Log-mel energies ``(frames, bins)`` of ``wave (T,)``: Kaldi's ``fbank`` without dither (feature-window.cc).
-
-    Each window loses its mean, is pre-emphasised and weighted with a symmetric Hann window; power spectrum; energies are
-    at least float32's epsilon. Windows that would reach over the end are left out; a wave shorter than one is padded.
-    """
-    wave = F.pad(wave, (0, max(WINDOW - len(wave), 0)))
-    frames = wave.unfold(0, WINDOW, HOP)
-    frames = frames - frames.mean(dim=1, keepdim=True)
-    before = torch.cat([frames[:, :1], frames[:, :-1]], dim=1)
-    frames = (frames - PREEMPHASIS * before) * torch.hann_window(WINDOW, periodic=False)
-    power = torch.fft.rfft(frames, N_FFT).abs() ** 2
-    energies: Tensor = power @ bank
-    return energies.clamp(min=torch.finfo(torch.float32).eps).log()
 
 
 def _square(picture: Image.Image, numbers: ImageBindArchitecture) -> Image.Image:

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from mmllm.config.base import BuildContext
 from mmllm.encoders.base import Encoder
+from mmllm.encoders.numbers import agreed_numbers
+from mmllm.encoders.sounds import check_sound, place_windows
 from mmllm.encoders.whisper import SIZES, WhisperArchitecture, WhisperConfig
-from mmllm.errors import CheckpointError, ConfigError, MediaError
-from mmllm.pretrained import find, is_local, load_into, read_json, read_tensors, weight_files
+from mmllm.errors import CheckpointError, ConfigError
+from mmllm.pretrained import find, load_into, read_json, read_tensors, weight_files
 
 RATE = 16_000  # Hz
 HOP, N_FFT = 160, 400  # samples
@@ -41,14 +43,8 @@ class WhisperPreprocessor:
         self.extractor = WhisperFeatureExtractor(num_mel_bins, RATE, HOP, n_fft=N_FFT)
 
     def __call__(self, media: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, Tensor]:
-        """Raises ``MediaError`` when the sound is empty, has several channels or is longer than ``max_seconds``."""
-        if media.ndim != 1 or not len(media):
-            raise MediaError(f"found samples of shape {media.shape}, expected mono with at least one sample")
-        if len(media) > self.max_seconds * RATE:
-            raise MediaError(
-                f"the sound lasts {len(media) / RATE:.1f} seconds, this model takes at most {self.max_seconds:g}; "
-                "cut it (or train with a larger `max_seconds` of the whisper encoder)"
-            )
+        """Raises ``MediaError``, see ``check_sound``."""
+        check_sound(media, RATE, self.max_seconds, "whisper")
         window = self.positions * SAMPLES_PER_FEATURE
         windows = [media[start : start + window] for start in range(0, len(media), window)]
         mels = self.extractor(
@@ -62,11 +58,8 @@ class WhisperPreprocessor:
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         lengths = torch.stack([item["length"] for item in items])
         windows = torch.tensor([len(item["mels"]) for item in items])
-        starts = (windows.cumsum(0) - windows) * self.positions
-        steps = torch.arange(int(lengths.max()))
-        mask = steps[None] < lengths[:, None]
-        index = (starts[:, None] + steps[None]).masked_fill(~mask, 0)
-        return {"mels": torch.cat([item["mels"] for item in items]), "index": index, "mask": mask}
+        places = place_windows(lengths, windows, self.positions)
+        return {"mels": torch.cat([item["mels"] for item in items])} | places
 
 
 class WhisperEncoder(Encoder):
@@ -128,31 +121,16 @@ def make_encoder(config: WhisperConfig, context: BuildContext) -> WhisperEncoder
 
 
 def read_numbers(config: WhisperConfig, context: BuildContext) -> WhisperArchitecture:
-    """The architecture, from the YAML or the checkpoint; both must agree. A hub is asked only when ``context.weights``.
-
-    Raises ``ConfigError`` when nothing tells it, ``CheckpointError`` on a contradiction.
-    """
-    declared = SIZES[config.arch] if config.arch else config.architecture
-    found = None
-    if config.pretrained is not None:
-        reference = context.resolve(config.pretrained)
-        known = SIZES.get(config.pretrained.removeprefix("openai/whisper-").removesuffix(".en"))
-        if context.weights or (declared is None and is_local(reference)):
-            found = _read_checkpoint(reference, config.revision)
-        elif declared is None:
-            found = SIZES["large-v1"] if config.pretrained == "openai/whisper-large" else known
-    if declared is not None and found is not None and declared != found:
-        differ = [
-            f"{name}: {value} in the YAML, {getattr(found, name)} in the checkpoint"
-            for name, value in declared
-            if value != getattr(found, name)
-        ]
-        raise CheckpointError(f"{config.pretrained} is not the declared architecture; {'; '.join(differ)}")
-    numbers = found or declared
-    if numbers is None:
-        problem = f"unknown for {config.pretrained!r} without reading it; give `arch` or `architecture`"
-        raise ConfigError([("architecture", problem)], "whisper encoder")
-    return numbers
+    """The architecture, from the YAML or the checkpoint; see ``agreed_numbers``."""
+    size = (config.pretrained or "").removeprefix("openai/whisper-").removesuffix(".en")
+    return agreed_numbers(
+        "whisper",
+        config.pretrained,
+        context,
+        declared=SIZES[config.arch] if config.arch else config.architecture,
+        known=SIZES.get("large-v1" if size == "large" else size),
+        read=lambda reference: _read_checkpoint(reference, config.revision),
+    )
 
 
 def _read_checkpoint(reference: str, revision: str | None) -> WhisperArchitecture:
