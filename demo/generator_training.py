@@ -120,6 +120,36 @@ def halve(folder: Path) -> None:
         save_file({k: v.half().contiguous() for k, v in tensors.items()}, file, metadata={"format": "pt"})
 
 
+def train_part(
+    model: Any, path: Path, minutes: float, resume: bool, lr: float, loss_of: Callable[[int], Tensor]
+) -> dict[str, Any]:
+    """Train ``model`` in place for ``minutes`` of processor time on ``loss_of`` the step, from the checkpoint ``path`` if there
+    is one. Returns what `save` is to keep beside the weights.
+    """
+    state: dict[str, Any] = {"step": 0, "seconds": 0.0}
+    if resume and path.exists():
+        model.load_state_dict(load_file(path))
+        state = load_state(path)
+    clock, saved, shown = Clock(minutes, state["seconds"]), time.monotonic(), list[float]()
+    stepper = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+    while clock.done < 1:
+        set_rate([stepper], clock.factor())
+        loss = loss_of(state["step"])
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        stepper.step()
+        stepper.zero_grad()
+        state["step"] += 1
+        shown.append(loss.item())
+        if state["step"] % 100 == 0:
+            print(f"{path.stem} step {state['step']} loss {sum(shown[-100:]) / 100:.4f} {clock.done:.1%}", flush=True)
+        if time.monotonic() - saved > 120:
+            save(path, model.state_dict(), state | {"seconds": clock.seconds})
+            saved = time.monotonic()
+    model.eval()
+    return state | {"seconds": clock.seconds}
+
+
 # --- the autoencoder --------------------------------------------------------------------------------------------------
 
 
@@ -156,38 +186,34 @@ def train_vae(
     there is one; a finished one is not trained on, whatever the minutes. Its scaling factor makes the latents of ``typical``
     pictures have a standard deviation of one.
     """
-    state: dict[str, Any] = {"step": 0, "seconds": 0.0}
-    if resume and path.exists():
-        vae.load_state_dict(load_file(path))
-        state = load_state(path)
-    if "scaling_factor" in state:  # it is done, and a denoiser may have been trained on its latents
-        vae.register_to_config(scaling_factor=state["scaling_factor"])
-        return vae.eval()
-    clock, saved = Clock(minutes, state["seconds"]), time.monotonic()
-    stepper = torch.optim.AdamW(vae.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=0.0)
-    shown: list[float] = []
-    while clock.done < 1:
-        rng = random.Random(f"vae-{seed}-{state['step']}")
-        batch = pixels([sample(rng) for _ in range(VAE_BATCH)])
-        set_rate([stepper], clock.factor())
-        loss = vae_loss(vae, batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
-        stepper.step()
-        stepper.zero_grad()
-        state["step"] += 1
-        shown.append(loss.item())
-        if state["step"] % 100 == 0:
-            print(f"vae step {state['step']} loss {sum(shown[-100:]) / 100:.4f} {clock.done:.1%}", flush=True)
-        if time.monotonic() - saved > 120:
-            save(path, vae.state_dict(), state | {"seconds": clock.seconds})
-            saved = time.monotonic()
-    vae.eval()
-    with torch.no_grad():
-        spread = vae.encode(pixels(typical())).latent_dist.mode().std()
-    vae.register_to_config(scaling_factor=round(1 / spread.item(), 4))
-    save(path, vae.state_dict(), state | {"seconds": clock.seconds, "scaling_factor": vae.config.scaling_factor})
+    if resume and finished(vae, path):
+        return vae
+
+    def loss_of(step: int) -> Tensor:
+        rng = random.Random(f"vae-{seed}-{step}")
+        return vae_loss(vae, pixels([sample(rng) for _ in range(VAE_BATCH)]))
+
+    state = train_part(vae, path, minutes, resume, 3e-3, loss_of)
+    scale(vae, pixels(typical()), path, state)
     return vae
+
+
+@torch.no_grad()
+def scale(vae: Any, batch: Tensor, path: Path, state: dict[str, Any]) -> None:
+    """Give ``vae`` the scaling factor that makes the latents of ``batch`` have a standard deviation of one, and save it."""
+    spread = vae.encode(batch).latent_dist.mode().std()
+    vae.register_to_config(scaling_factor=round(1 / spread.item(), 4))
+    save(path, vae.state_dict(), state | {"scaling_factor": vae.config.scaling_factor})
+
+
+def finished(vae: Any, path: Path) -> bool:
+    """Whether the autoencoder in ``path`` has its scaling factor; it is then loaded. A denoiser may know its latents."""
+    if not path.exists() or "scaling_factor" not in (state := load_state(path)):
+        return False
+    vae.load_state_dict(load_file(path))
+    vae.register_to_config(scaling_factor=state["scaling_factor"])
+    vae.eval()
+    return True
 
 
 # --- the denoiser -----------------------------------------------------------------------------------------------------

@@ -12,18 +12,14 @@ those before them are there; `--resume` goes on from the newest checkpoints.
 from __future__ import annotations
 
 import argparse
-import json
 import random
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from caption_encoder import build_clap_encoder, build_roberta_tokenizer, clap_states, tokens, train_text_encoder
-from generator_training import Clock, build_scheduler, halve, load_state, save, set_rate, train_denoiser
-from safetensors.torch import load_file
+from generator_training import build_scheduler, export, finished, save, scale, train_denoiser, train_part
 from sound_wishes import CLASSES, SAMPLES, Voices, caption, classes, perform, wishes
 from sounds import SAMPLE_RATE
 from torch import Tensor, nn
@@ -53,6 +49,15 @@ class Sounds:
 
         self.voices, self.seed, self.mel = voices, seed, MelTarget(SAMPLE_RATE, HOP, FRAMES, BINS)
         self.waves, self.mels, self.captions = torch.empty(0), torch.empty(0), list[str]()
+        self.round, self.order = -1, torch.empty(0, dtype=torch.long)
+
+    def chosen(self, step: int, batch: int) -> Tensor:
+        """The numbers of the sounds of a batch; every round goes over all of the bank."""
+        number, place = divmod(step, BANK // batch)
+        if number != self.round:
+            self.renew(number)
+            self.round, self.order = number, torch.randperm(BANK)
+        return self.order[place * batch : (place + 1) * batch]
 
     def renew(self, number: int) -> int:
         """Make new ones; returns how many, the first of the bank."""
@@ -64,47 +69,6 @@ class Sounds:
         self.mels = torch.cat([mels, self.mels])[:BANK] if old else mels
         self.captions = ([caption(wish) for wish in wanted] + self.captions)[:BANK]
         return len(wanted)
-
-
-def trained(
-    model: nn.Module,
-    path: Path,
-    minutes: float,
-    resume: bool,
-    lr: float,
-    sounds: Sounds,
-    batch: int,
-    loss_of: Callable[[Tensor], Tensor],
-) -> None:
-    """Train ``model`` for ``minutes`` of processor time; ``loss_of`` gets the numbers of the sounds of a batch."""
-    state: dict[str, Any] = {"step": 0, "round": 0, "seconds": 0.0}
-    if resume and path.exists():
-        model.load_state_dict(load_file(path))
-        state = load_state(path)
-    stepper = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.8, 0.99), weight_decay=0.0)
-    clock, saved, shown = Clock(minutes, state["seconds"]), time.monotonic(), list[float]()
-    while clock.done < 1:
-        sounds.renew(state["round"])
-        torch.manual_seed(state["round"])
-        for chosen in torch.randperm(BANK)[: BANK // batch * batch].view(-1, batch):
-            if clock.done >= 1:
-                break
-            set_rate([stepper], clock.factor())
-            loss = loss_of(chosen)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            stepper.step()
-            stepper.zero_grad()
-            state["step"] += 1
-            shown.append(loss.item())
-            if state["step"] % 100 == 0:
-                mean = sum(shown[-100:]) / len(shown[-100:])
-                print(f"{path.stem} step {state['step']} loss {mean:.4f} {clock.done:.1%}", flush=True)
-        state["round"] += 1
-        if time.monotonic() - saved > 120 or clock.done >= 1:
-            save(path, dict(model.state_dict()), state | {"seconds": clock.seconds})
-            saved = time.monotonic()
-    model.eval().requires_grad_(False)
 
 
 # --- the vocoder ------------------------------------------------------------------------------------------------------
@@ -151,7 +115,8 @@ def spectral_loss(found: Tensor, wanted: Tensor) -> Tensor:
 def train_vocoder(arguments: argparse.Namespace, sounds: Sounds, work: Path) -> Any:
     vocoder = build_vocoder()
 
-    def loss_of(chosen: Tensor) -> Tensor:
+    def loss_of(step: int) -> Tensor:
+        chosen = sounds.chosen(step, 16)
         mels, waves = sounds.mels[chosen, 0], sounds.waves[chosen].unflatten(1, (FRAMES, HOP))
         # Where something is heard, mostly: much of many sounds is silence.
         power = nn.functional.avg_pool1d(mels.mean(-1), SEGMENT, 1)
@@ -165,7 +130,8 @@ def train_vocoder(arguments: argparse.Namespace, sounds: Sounds, work: Path) -> 
         return spectral_loss(found.float(), waves[rows, frames].flatten(1))
 
     minutes = SHARES["vocoder"] * arguments.minutes
-    trained(vocoder, work / "vocoder.safetensors", minutes, arguments.resume, 2e-3, sounds, 16, loss_of)
+    path = work / "vocoder.safetensors"
+    save(path, vocoder.state_dict(), train_part(vocoder, path, minutes, arguments.resume, 2e-3, loss_of))
     return vocoder
 
 
@@ -197,9 +163,11 @@ def train_vae(arguments: argparse.Namespace, sounds: Sounds, work: Path) -> Any:
     What is heard counts four times: most of a spectrogram is silence.
     """
     vae, path = build_vae(), work / "vae.safetensors"
+    if arguments.resume and finished(vae, path):
+        return vae
 
-    def loss_of(chosen: Tensor) -> Tensor:
-        mels = sounds.mels[chosen]
+    def loss_of(step: int) -> Tensor:
+        mels = sounds.mels[sounds.chosen(step, 12)]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             posterior = vae.encode(mels).latent_dist
             found = vae.decode(posterior.sample()).sample
@@ -209,11 +177,8 @@ def train_vae(arguments: argparse.Namespace, sounds: Sounds, work: Path) -> Any:
             FRAMES * BINS
         )
 
-    trained(vae, path, SHARES["vae"] * arguments.minutes, arguments.resume, 3e-3, sounds, 12, loss_of)
-    sounds.renew(0)
-    with torch.no_grad():
-        spread = vae.encode(sounds.mels[:128]).latent_dist.mode().std()
-    vae.register_to_config(scaling_factor=round(1 / spread.item(), 4))
+    state = train_part(vae, path, SHARES["vae"] * arguments.minutes, arguments.resume, 3e-3, loss_of)
+    scale(vae, sounds.mels[:128], path, state)
     return vae
 
 
@@ -275,7 +240,8 @@ class Spectrograms:
 
     @torch.no_grad()
     def renew(self, number: int) -> None:
-        count = BANK if len(self.clean) == 0 else self.sounds.renew(number)
+        unread = len(self.sounds.waves) > 0 and len(self.clean) == 0  # made for the autoencoder
+        count = BANK if unread else self.sounds.renew(number)
         modes = [self.vae.encode(part).latent_dist.mode() for part in self.sounds.mels[:count].split(64)]
         clean = torch.cat(modes) * self.vae.config.scaling_factor
         states = clap_states(self.encoder, tokens(self.tokenizer, self.sounds.captions[:count]))
@@ -289,6 +255,8 @@ class Spectrograms:
 
 
 def main() -> None:
+    from diffusers import AudioLDMPipeline
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the pipeline and its checkpoints")
     parser.add_argument("--fsdd", type=Path, required=True, help="folder written by training/prepare_fsdd.py")
@@ -313,6 +281,13 @@ def main() -> None:
     vae, unet = train_vae(arguments, sounds, work), build_unet()
     with torch.no_grad():
         nothing = clap_states(encoder, tokens(tokenizer, [""]))
+
+    def put(weights: dict[str, Tensor], state: dict[str, Any]) -> None:
+        averaged = build_unet()
+        averaged.load_state_dict(weights)
+        parts = (vae, encoder, tokenizer, averaged, build_scheduler(), vocoder)
+        export(AudioLDMPipeline(*parts), arguments.output, state)
+
     train_denoiser(
         unet,
         lambda noisy, steps, text: unet(noisy, steps, None, class_labels=text[:, 0] / TEXT_WIDTH**0.5).sample,
@@ -321,20 +296,9 @@ def main() -> None:
         work / "unet.safetensors",
         SHARES["unet"] * arguments.minutes,
         arguments.resume,
-        lambda weights, state: export(arguments.output, (vae, encoder, tokenizer, vocoder), weights, state),
+        put,
     )
     print("saved", arguments.output, flush=True)
-
-
-def export(output: Path, parts: tuple[Any, Any, Any, Any], weights: dict[str, Tensor], state: dict[str, Any]) -> None:
-    """The averaged denoiser and the other parts as a diffusers folder in half precision."""
-    from diffusers import AudioLDMPipeline
-
-    unet, (vae, encoder, tokenizer, vocoder) = build_unet(), parts
-    unet.load_state_dict(weights)
-    AudioLDMPipeline(vae, encoder, tokenizer, unet, build_scheduler(), vocoder).save_pretrained(output)
-    halve(output)
-    (output / "training.json").write_text(json.dumps(state) + "\n")
 
 
 if __name__ == "__main__":
