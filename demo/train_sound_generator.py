@@ -167,7 +167,8 @@ def train_vae(arguments: argparse.Namespace, sounds: Sounds, work: Path) -> Any:
         return vae
 
     def loss_of(step: int) -> Tensor:
-        mels = sounds.mels[sounds.chosen(step, 12)]
+        chosen = sounds.chosen(step, 12)
+        mels = sounds.mels[chosen]
         with torch.autocast("cpu", dtype=torch.bfloat16):
             posterior = vae.encode(mels).latent_dist
             found = vae.decode(posterior.sample()).sample
