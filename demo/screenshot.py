@@ -19,7 +19,7 @@ from mmllm.chat import FeedbackLog, ModelShelf
 from mmllm.ui.serve import serve
 
 REPOSITORY = Path(__file__).parents[1]
-QUESTION = "Draw two red circles and a blue star."
+QUESTION = "Draw a red circle above a blue star."
 WAIT = 30_000  # milliseconds
 
 
@@ -43,7 +43,7 @@ def main() -> None:
         page.wait_for_timeout(1000)  # Enter does nothing in the instant in which the box turns from Stop back to Submit
         box.fill(QUESTION)
         page.get_by_role("button", name="Submit").click()
-        expect(page.locator("#chat [data-testid=bot]")).to_have_count(2, timeout=WAIT)
+        expect(page.locator("#chat [data-testid=bot]")).to_have_count(3, timeout=WAIT)  # words and picture apart
         expect(page.get_by_role("button", name="Submit")).to_be_visible(timeout=WAIT)
         page.wait_for_timeout(1000)
         # The feedback line names a file of the machine that takes the picture, so the picture ends above it.

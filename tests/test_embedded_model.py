@@ -42,17 +42,19 @@ def test_it_takes_pictures_and_sounds_and_answers_in_text(assistant: Assistant) 
     assert "<|" not in reply
 
 
-def test_it_draws_what_it_is_asked_for_and_changes_it(assistant: Assistant) -> None:
+def test_it_draws_what_it_is_asked_for_and_changes_it(assistant: Assistant, tmp_path: Path) -> None:
     """Whether drawings are right is measured in the model card, over hundreds; here, that the colours arrive at all."""
     turns: list[dict[str, Any]] = [{"role": "user", "content": "Draw a red square in the middle."}]
     first = assistant.chat(turns, seed=0)
     assert "red square" in first
     assert "<" not in first, "no signal token in the text"
     (made,) = first.media
-    (before,) = (np.asarray(made.result()).astype(int),)
+    before = np.asarray(made.result()).astype(int)
+    made.save(tmp_path / "first.png")
     assert before.shape == (64, 64, 3)
     assert red(before).sum() > 40
-    turns += [{"role": "assistant", "content": str(first)}, {"role": "user", "content": "Make it blue."}]
+    said = [{"type": "text", "text": str(first)}, {"type": "image", "path": str(tmp_path / "first.png")}]
+    turns += [{"role": "assistant", "content": said}, {"role": "user", "content": "Make it blue."}]
     again = assistant.chat(turns, seed=0)
     assert "blue square" in again
     after = np.asarray(again.media[0].result()).astype(int)

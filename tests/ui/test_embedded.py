@@ -13,7 +13,7 @@ EXPECTED = {
     "What is in the picture?": ("red circle", "blue star", "purple square"),
     "Is there a star in the picture and a bell in the sound?": ("yes",),
     "Which sound comes first?": ("bell",),
-    "Draw two red circles and a blue star.": ("two red circles", "blue star"),
+    "Draw a red circle above a blue star.": ("red circle above a blue star",),
     "What can you do?": ("picture", "sound"),
 }
 
