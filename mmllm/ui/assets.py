@@ -9,8 +9,8 @@ EXAMPLES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("What is in the picture?", ("shapes.png",)),
     ("Is there a star in the picture and a bell in the sound?", ("shapes.png", "bell_then_siren.wav")),
     ("Which sound comes first?", ("bell_then_siren.wav",)),
-    ("Draw a red circle above a blue star.", ()),
     ("What can you do?", ()),
+    ("Draw a red circle above a blue star.", ()),
 )
 """Questions to click, each with the files in ``assets/examples`` that go with it."""
 

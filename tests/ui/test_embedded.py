@@ -13,8 +13,8 @@ EXPECTED = {
     "What is in the picture?": ("red circle", "blue star", "purple square"),
     "Is there a star in the picture and a bell in the sound?": ("yes",),
     "Which sound comes first?": ("bell",),
-    "Draw a red circle above a blue star.": ("red circle above a blue star",),
     "What can you do?": ("picture", "sound"),
+    "Draw a red circle above a blue star.": ("red circle above a blue star",),
 }
 
 
