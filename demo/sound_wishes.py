@@ -16,7 +16,7 @@ import numpy as np
 import soxr
 from audio_windows import DIGITS
 from real_sets import parts_of, read_rows, read_wave
-from sounds import KINDS, NUMBERS, PART_PHRASES, PARTS, PITCHES, SAMPLE_RATE, TIMED, Sound, render, sample_sound
+from sounds import KINDS, NUMBERS, PARTS, PITCHES, SAMPLE_RATE, Sound, render, sample_sound, words
 
 SAMPLES = 32_768  # of every sound; what is shorter ends in silence
 SECONDS = SAMPLES / SAMPLE_RATE
@@ -47,26 +47,9 @@ def sample_wish(rng: random.Random) -> SoundWish:
 
 def caption(wish: SoundWish) -> str:
     """The wish in words: "a voice that says four two", "three quiet high beeps", "a bell, then a buzz"."""
-    sound = wish.sound
-    if sound is None:
+    if wish.sound is None:
         return f"a voice that says {' '.join(wish.digits)}"
-    quiet = "quiet " if sound.loudness == "quiet" else ""
-    many = "" if sound.count == 1 else "s"
-    if sound.kind == "beeps":
-        return f"{NUMBERS[sound.count - 1]} {quiet}{sound.pitch} beep{many}"
-    if sound.kind == "drum":
-        return f"{NUMBERS[sound.count - 1]} {quiet}drum hit{many}"
-    if sound.kind == "sweep":
-        return f"a {quiet}{sound.duration} {sound.direction} sweep"
-    if sound.kind in TIMED:
-        return f"a {quiet}{sound.duration} {'burst of noise' if sound.kind == 'noise' else 'buzz'}"
-    if sound.kind == "clicks":
-        return f"{quiet}{sound.speed} clicks"
-    if sound.kind == "chirps":
-        return f"{quiet}bird-like chirps"
-    if sound.kind == "sequence":
-        return ", then ".join(PART_PHRASES[part] for part in sound.parts)
-    return f"a {quiet}{sound.kind}"
+    return words(wish.sound, "quiet " if wish.sound.loudness == "quiet" else "")
 
 
 def held_out(wish: SoundWish) -> bool:

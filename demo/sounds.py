@@ -255,7 +255,14 @@ PART_PHRASES = {
 
 def caption(sound: Sound, rng: np.random.Generator) -> str:
     """A short lower-case description, e.g. "three high beeps", "a quiet rising sweep", "a bell, then a buzz"."""
-    loud = f"{sound.loudness} " if sound.loudness and rng.random() < 0.5 else ""
+    if sound.kind == "sequence":
+        first, second = (PART_PHRASES[part] for part in sound.parts)
+        return pick(rng, [f"{first}, then {second}", f"first {first}, then {second}", f"{first} followed by {second}"])
+    return words(sound, f"{sound.loudness} " if sound.loudness and rng.random() < 0.5 else "")
+
+
+def words(sound: Sound, loud: str) -> str:
+    """The one description that names the facts in a fixed form; ``loud`` ("quiet ", "loud " or "") goes where it belongs."""
     many = "" if sound.count == 1 else "s"
     if sound.kind == "beeps":
         return f"{NUMBERS[sound.count - 1]} {loud}{sound.pitch} beep{many}"
@@ -270,8 +277,7 @@ def caption(sound: Sound, rng: np.random.Generator) -> str:
     if sound.kind == "chirps":
         return f"{loud}bird-like chirps"
     if sound.kind == "sequence":
-        first, second = (PART_PHRASES[part] for part in sound.parts)
-        return pick(rng, [f"{first}, then {second}", f"first {first}, then {second}", f"{first} followed by {second}"])
+        return ", then ".join(PART_PHRASES[part] for part in sound.parts)
     return "silence" if sound.kind == "silence" else f"a {loud}{sound.kind}"
 
 

@@ -100,7 +100,7 @@ def open_run(
     source = newest or start_from
     if source is not None:
         source = source / "final" if (source / "final").is_dir() else source
-        run.trained = checkpoint.load_parts(model, source, processor)
+        run.trained = checkpoint.load_parts(model, source, processor if newest is None else None)
         run.reporter.say(f"weights from {source}")
     if newest is not None:
         run.position = checkpoint.read_position(newest)

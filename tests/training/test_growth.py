@@ -74,3 +74,17 @@ def test_rows_are_named_by_what_they_stand_for() -> None:
     assert rows["signal", "audio", 0] == 2
     assert rows["marker", "image", 1] == 7
     assert sorted(rows.values()) == list(range(8)), "placeholders have no row"
+
+
+def test_tokens_that_were_trained_are_never_dropped(tmp_path: Path) -> None:
+    first = system(tmp_path, max_steps=1)
+    train(first)
+    outputs = {"image": first.model.outputs["image"].model_copy(update={"signal_tokens": 1})}
+    update = {"output": str(tmp_path / "fewer"), "model": first.model.model_copy(update={"outputs": outputs})}
+    with pytest.raises(CheckpointError, match="no place for new tokens that were trained: signal 1 of image"):
+        train(first.model_copy(update=update), start_from=tmp_path / "run")
+
+
+def test_ids_that_were_written_one_by_one_are_read() -> None:
+    tokens = {"new_tokens": {}, "signal_tokens": {"image": [100, 101]}}
+    assert rows_of(tokens, 100) == {("signal", "image", 0): 0, ("signal", "image", 1): 1}
