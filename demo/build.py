@@ -6,7 +6,7 @@ The three arguments are clones of the authors' repositories or folders like them
 Everything goes to `--work` (runs/embedded); the finished model to `--package` (mmllm/embedded). Every step leaves
 `STEP.done` behind and is passed over when that is there; a step that was interrupted goes on from its last checkpoint.
 On two cores the picture encoder is trained on one while the other makes the sound encoder, the language model and the data;
-then the picture generator is trained on the first.
+then the generators of pictures, sounds and clips are trained, the last two beside the first.
 """
 
 from __future__ import annotations
@@ -24,11 +24,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the base parts are given at `--scale 1`: minutes of one CPU core, and steps.
-MINUTES = {"clip": 130.0, "llm": 190.0, "draw": 110.0}
+MINUTES = {"clip": 130.0, "llm": 190.0, "draw": 110.0, "sing": 72.0, "animate": 45.0}
 AUDIO_STEPS = 4000
 TEXT_STEPS = 700
+JUDGE_STEPS = 1500  # of the classifier that hears what is made
 STAGE_DATA = ("pretrain", "draw", "instruct")
 PROCESSES = 2  # of the two stages on a CPU
+GENERATORS = {"image": "draw", "audio": "sing", "video": "clips"}  # folder of each output
+JUDGE = "judge.safetensors"
 
 
 def run(*command: str | Path) -> None:
@@ -85,9 +88,25 @@ def llm(arguments: argparse.Namespace) -> None:
 
 
 def draw(arguments: argparse.Namespace) -> None:
-    script = ("demo/train_image_generator.py", "--output", arguments.work / "draw", "--seed", str(arguments.seed))
+    generator(arguments, "draw", "demo/train_image_generator.py", "--output", arguments.work / "draw")
+
+
+def sing(arguments: argparse.Namespace) -> None:
+    """The sound generator, and the classifier that is to judge it."""
+    fsdd = ("--fsdd", arguments.work / "sets" / "fsdd")
+    generator(arguments, "sing", "demo/train_sound_generator.py", "--output", arguments.work / "sing", *fsdd)
+    steps = str(max(1, round(JUDGE_STEPS * arguments.scale)))
+    run("demo/sound_judge.py", *fsdd, "--output", arguments.work / JUDGE, "--steps", steps)
+
+
+def animate(arguments: argparse.Namespace) -> None:
+    generator(arguments, "animate", "demo/train_video_generator.py", "--output", arguments.work / "clips")
+
+
+def generator(arguments: argparse.Namespace, name: str, *script: str | Path) -> None:
     steps = str(max(1, round(TEXT_STEPS * arguments.scale)))
-    run(*script, "--minutes", str(MINUTES["draw"] * arguments.scale), "--text-steps", steps, "--resume")
+    budget = ("--minutes", str(MINUTES[name] * arguments.scale), "--text-steps", steps)
+    run(*script, *budget, "--seed", str(arguments.seed), "--resume")
 
 
 def data(arguments: argparse.Namespace) -> None:
@@ -97,14 +116,22 @@ def data(arguments: argparse.Namespace) -> None:
 
 
 def stages(arguments: argparse.Namespace) -> None:
-    """MM-PT, alignment of the outputs and MM-IT through the public trainer, with the parts and data of the work folder."""
+    """MM-PT, alignment of the outputs and MM-IT through the public trainer, with the parts and data of the work folder.
+
+    The largest frozen parts are rounded first (`small_weights`): what is trained on them gets used to it.
+    """
+    from package_embedded import WEIGHTS
+    from small_weights import rewrite, rounded
+
     work = arguments.work
+    for name in ("clip", "llm"):
+        rewrite(work / name / WEIGHTS[name], work / name / WEIGHTS[name], rounded)
     overrides = [
         f"output={work / 'run'}",
         f"model.inputs.image.encoder.pretrained={work / 'clip'}",
         f"model.inputs.audio.encoder.pretrained={work / 'whisper'}",
         f"model.backbone.pretrained={work / 'llm'}",
-        f"model.outputs.image.generator.pretrained={work / 'draw'}",
+        *(f"model.outputs.{modality}.generator.pretrained={work / name}" for modality, name in GENERATORS.items()),
         *(f"stages.{index}.data=[{work / 'data' / name}.jsonl]" for index, name in enumerate(STAGE_DATA)),
         *(
             f"stages.3.data.{index}.reader.path={work / 'data' / name}.jsonl"
@@ -125,7 +152,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
         "demo/evaluate.py", arguments.work / "data" / "test.jsonl", *files,
         "--model", arguments.work / "run", "--output", arguments.work / "scores",
     )  # fmt: skip
-    run("demo/evaluate_drawing.py", "--model", arguments.work / "run", "--output", arguments.work / "scores")
+    made = ("--model", arguments.work / "run", "--output", arguments.work / "scores")
+    run("demo/evaluate_drawing.py", *made)
+    run("demo/evaluate_sounds.py", *made, "--judge", arguments.work / JUDGE, "--fsdd", sets / "fsdd")
+    run("demo/evaluate_clips.py", *made)
 
 
 def held_out(folder: Path) -> Path:
@@ -150,6 +180,8 @@ STEPS: dict[str, Callable[[argparse.Namespace], None]] = {
     "whisper": whisper,
     "llm": llm,
     "draw": draw,
+    "sing": sing,
+    "animate": animate,
     "data": data,
     "stages": stages,
     "evaluate": evaluate,
@@ -157,7 +189,7 @@ STEPS: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
-LANES = (("clip", "draw"), ("whisper", "llm", "data"))  # at the same time
+LANES = (("clip", "draw"), ("whisper", "llm", "data", "sing", "animate"))  # at the same time
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What `evaluate_drawing.py` and `gallery.py` have an assistant do: draw, change, describe, decide. All of it held out."""
+"""What `evaluate_drawing.py` and `gallery.py` have an assistant do: draw, change, describe. All of it held out."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import dialogues
-import text_worlds
 from drawing_facts import facts, read
 from drawing_talk import edit, request
 from drawings import Wish, caption, wishes
@@ -137,25 +135,3 @@ def told_kinds(description: str) -> Counter[tuple[str, str]]:
     """The colours and shapes in a description: "two items: big red circle left; small blue star top"."""
     words = [item.split() for item in description.rstrip(".").partition(": ")[2].split("; ")]
     return Counter((item[1], item[2]) for item in words if len(item) > 2)
-
-
-def decisions(assistant: Any, count: int, seed: int) -> tuple[list[bool], list[str]]:
-    """Whether requests of all kinds are answered in the right modality, one picture or text alone; and the texts that look
-    like signal tokens.
-    """
-    rng = random.Random(f"drawing-decisions-{seed}")
-    asked: list[tuple[str, bool]] = []
-    while len(asked) < count:
-        roll = rng.random()
-        if roll < 0.5:
-            asked.append((request(wishes(rng, test=True), rng, unseen=rng.random() < 0.5)[0], True))
-        elif roll < 0.75:
-            asked.append((dialogues.simple_exchange(rng)[0], False))
-        else:
-            talk = text_worlds.question_without_media(rng, [])
-            asked.append(([turn["content"] for turn in talk if turn["role"] == "user"][-1], False))
-    found = replies(assistant, [[user(text)] for text, _ in asked], seed)
-    right = [
-        [media.type for media in reply.media] == ["image"] * want for (_, want), reply in zip(asked, found, strict=True)
-    ]
-    return right, [str(reply) for reply in found if "<" in reply or "image:" in reply]

@@ -10,7 +10,8 @@ Wishes are held out from every training. `picture_parser` reads the pictures. Re
   of them; `by shapes`: all of them, for each number of shapes asked for;
 * `changes`: a change asked for in the next turn, to another held-out wish;
 * `cycle`: the assistant describes its own picture; the kinds in its words against those asked for and those drawn;
-* `decision`: of mixed requests, how many are answered in the right modality; `leaks`: signs of signal tokens in a text;
+* `decision`: of mixed requests for text and all that the assistant makes, how many are answered in the right modality; `leaks`:
+  signs of signal tokens in a text;
 * `speed`: seconds of one request with one picture; `meanwhile`: text that arrives while a picture is made;
 * `nearest`: how far the pictures are from those of the training; `failures`: what was asked for and what was read back.
 
@@ -27,9 +28,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from decision_trials import decisions
 from drawing_facts import facts, kinds, ratio, read, read_back, summary, wrong
 from drawing_speed import meanwhile, speed
-from drawing_trials import Drawn, ceiling, changed, decisions, described, drawn, held_out_wishes, told_kinds
+from drawing_trials import Drawn, ceiling, changed, described, drawn, held_out_wishes, told_kinds
 from drawings import Wish, caption, place_items
 from nearest_drawings import TrainingDrawings, nearness
 from PIL import Image
@@ -92,7 +94,7 @@ def score_assistant(
         for text, one in zip(told, shown, strict=True)
     )
     right, leaks = timed("decision", lambda: decisions(assistant, options.decisions, options.seed), report)
-    report["decision"], report["leaks"] = summary({"right modality": value} for value in right), leaks
+    report["decision"], report["leaks"] = summary(right), leaks
     requests = [one.request for one in made[: options.timed + 1]]
     report["speed"] = timed("speed", lambda: speed(assistant, requests, options.seed), report)
     report["meanwhile"] = timed("meanwhile", lambda: meanwhile(assistant, requests[1:], options.seed), report)

@@ -20,6 +20,7 @@ import torch
 from caption_encoder import clip_states, tokens
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from small_weights import rewrite, rounded, stored
 from torch import Tensor
 
 # Standard deviation, of states with a standard deviation of one: an output projector is never exact.
@@ -106,18 +107,18 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 def export(pipeline: Any, output: Path, state: dict[str, Any]) -> None:
-    """A diffusers folder in half precision, with the state of the training beside it."""
+    """A diffusers folder of small weights, with the state of the training beside it."""
     pipeline.save_pretrained(output)
-    halve(output)
+    shrink(output)
     (output / "training.json").write_text(json.dumps(state) + "\n")
 
 
-def halve(folder: Path) -> None:
-    """The weights of a saved pipeline in half precision, in place; what else lies in the folder stays as it is."""
+def shrink(folder: Path) -> None:
+    """The weights of a saved pipeline in place: the denoiser's matrices in eight bits, the rest in half precision."""
     parts = [name for name in json.loads((folder / "model_index.json").read_text()) if not name.startswith("_")]
-    for file in (file for part in parts for file in (folder / part).glob("*.safetensors")):
-        tensors = load_file(file)
-        save_file({k: v.half().contiguous() for k, v in tensors.items()}, file, metadata={"format": "pt"})
+    for part in parts:
+        for file in (folder / part).glob("*.safetensors"):
+            rewrite(file, file, (lambda tensor: stored(rounded(tensor))) if part == "unet" else torch.Tensor.half)
 
 
 def train_part(
@@ -142,7 +143,10 @@ def train_part(
         state["step"] += 1
         shown.append(loss.item())
         if state["step"] % 100 == 0:
-            print(f"{path.stem} step {state['step']} loss {sum(shown[-100:]) / 100:.4f} {clock.done:.1%}", flush=True)
+            print(
+                f"{path.stem} step {state['step']} loss {sum(shown[-100:]) / len(shown[-100:]):.4f} {clock.done:.1%}",
+                flush=True,
+            )
         if time.monotonic() - saved > 120:
             save(path, model.state_dict(), state | {"seconds": clock.seconds})
             saved = time.monotonic()

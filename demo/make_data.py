@@ -5,7 +5,7 @@
 The three real sets are folders written by `training/prepare_*.py`. Written to the output folder, in messages JSONL:
 
 * `pretrain.jsonl` (MM-PT): exact captions of whole pictures, of their parts, and of sounds;
-* `draw.jsonl` (MM-PT and MM-IT of what it makes): requests for drawings, the drawings as captions;
+* `draw.jsonl` (MM-PT and MM-IT of what it makes): requests for drawings, sounds and clips, all of them as captions;
 * `instruct.jsonl` (MM-IT): dialogues about pictures, sounds, both, neither; the real sets in their exact form;
 * `validation.jsonl`: a few dialogues like those of `instruct.jsonl`;
 * `test.jsonl`: single questions, each with its question `type`, from seeds no training sample comes from;
@@ -30,6 +30,7 @@ import dialogues
 import drawing_data
 import joint_questions
 import moving_data
+import sound_data
 import text_worlds
 from dialogues import Exchange
 from drills import tally
@@ -45,9 +46,12 @@ from sounds import questions as sound_questions
 AMOUNTS: dict[str, dict[str, int]] = {
     "pretrain": {"picture_captions": 7_000, "sound_captions": 2_000, "seen_drawing": 800},
     "instruct": {"picture": 26_000, "two_pictures": 7_000, "picture_sound": 3_000, "sound": 5_000, "text": 4_000}
-    | {"drawing": 5_000, "drawing_words": 6_000, "seen_drawing": 2_000, "redrawn": 1_500, "drawing_by_ear": 800},
-    "draw": {"drawing_words": 32_000, "drawing_changes": 20_000},
-    "validation": {"picture": 120, "two_pictures": 20, "picture_sound": 20, "sound": 60, "text": 20, "drawing": 30},
+    | {"drawing": 5_000, "drawing_words": 6_000, "seen_drawing": 2_000, "redrawn": 1_500, "drawing_by_ear": 800}
+    | {"sounding": 2_500, "echoed": 1_500, "said_count": 2_000, "drawn_and_said": 800}
+    | {"animation_words": 2_500, "drawn_and_animated": 800, "animated_and_drawn": 800},
+    "draw": {"drawing_words": 32_000, "drawing_changes": 20_000, "sounding": 12_000, "animation_words": 10_000},
+    "validation": {"picture": 120, "two_pictures": 20, "picture_sound": 20, "sound": 60, "text": 20, "drawing": 30}
+    | {"sounding": 15, "animation_words": 15},
     "test": {
         "test_picture": 900,
         "test_two_pictures": 400,
@@ -59,6 +63,7 @@ AMOUNTS: dict[str, dict[str, int]] = {
 TRAINING = ("pretrain", "draw", "instruct")
 WORDED_PICTURES = 8_000  # at --size 1, with NLVR's sentences
 STATEMENTS = 8  # about each of them
+ECHOED_SHARE = 0.5  # of the recorded digits
 KINDS = {"canvas": 0.3, "scatter": 0.5, "tower": 0.2}  # of pictures
 
 
@@ -215,6 +220,7 @@ MAKERS: dict[str, Callable[[random.Random, Writer], Row | list[Row]]] = {
         picture_captions, sound_captions, picture, two_pictures, picture_sound, sound, text,
         drawing_data.drawing, drawing_data.drawing_words, drawing_data.drawing_changes, drawing_data.seen_drawing,
         drawing_data.redrawn, drawing_data.drawing_by_ear,
+        sound_data.sounding, sound_data.echoed, sound_data.said_count, sound_data.drawn_and_said,
         moving_data.animation, moving_data.animation_words, moving_data.drawn_and_animated, moving_data.animated_and_drawn,
         test_picture, test_two_pictures, test_picture_sound, test_sound, test_text,
     )
@@ -314,6 +320,8 @@ def build(arguments: argparse.Namespace) -> dict[str, int]:
             real = sound_rows(Path(folder), output, rng, copies, crop)
             rows["instruct"] += real
             rows["pretrain"] += real
+    if arguments.fsdd:
+        rows["instruct"] += sound_data.echoed_digits(Path(arguments.fsdd), output, rng, ECHOED_SHARE)
     counts = {}
     for split, made in rows.items():
         if split in TRAINING:

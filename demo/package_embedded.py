@@ -1,4 +1,4 @@
-"""Put a trained embedded assistant into one folder that needs nothing else: fp16 weights, relative references, model card.
+"""Put a trained embedded assistant into one folder that needs nothing else: small weights, relative references, model card.
 
 python demo/package_embedded.py --work runs/embedded --output mmllm/embedded
 """
@@ -15,8 +15,7 @@ from typing import Any
 import drawing_card
 import evaluate
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from small_weights import rewrite, stored
 
 from mmllm.config.load import dump
 from mmllm.config.load import load as load_config
@@ -24,13 +23,15 @@ from mmllm.config.run import RunConfig
 from mmllm.training.checkpoint import write_manifest
 
 WEIGHTS = {"clip": "open_clip_model.safetensors", "whisper": "model.safetensors", "llm": "model.safetensors"}
-GENERATORS = ("draw",)  # diffusers folders, in half precision already
+GENERATORS = ("draw", "sing", "clips")  # diffusers folders, small already
 # Which folder a part of the model comes from.
 FOLDERS = {
     "inputs.image.encoder": "clip",
     "inputs.audio.encoder": "whisper",
     "backbone": "llm",
     "outputs.image.generator": "draw",
+    "outputs.audio.generator": "sing",
+    "outputs.video.generator": "clips",
 }
 # The end of the vision tower, after the layer that the assistant reads.
 UNUSED = ("visual.proj", "visual.ln_post.weight", "visual.ln_post.bias")
@@ -92,21 +93,14 @@ DESCRIPTIONS = {
     "inputs.audio.projector": "sound projector: MLP over ten stacked features",
     "outputs.image.projector": "output projector: a small transformer from 16 signal tokens to 32 text positions",
     "outputs.image.generator": "picture generator: latent diffusion at 64 x 64 pixels (diffusers' Stable Diffusion classes)",
+    "outputs.audio.projector": "output projector: a small transformer from 4 signal tokens to one vector",
+    "outputs.audio.generator": "sound generator: latent diffusion of two seconds, autoencoder, vocoder (AudioLDM's classes)",
+    "outputs.video.projector": "output projector: a small transformer from 8 signal tokens to 20 text positions",
+    "outputs.video.generator": "clip generator: latent diffusion of 8 frames of 64 x 64 pixels (ModelScope's classes)",
     "backbone": "language model: Llama, 6 layers of width 256, own tokenizer of 1536 tokens",
     "backbone.new_tokens": "rows of the signal tokens, as they are read and as they are written",
     "backbone.adapter": "LoRA on every linear layer",
 }
-
-
-def half(source: Path, target: Path, prefix: str = "", unused: tuple[str, ...] = ()) -> None:
-    """Copy a safetensors file, floating-point tensors as fp16: those whose names start with `prefix`, without `unused`."""
-    with safe_open(source, "pt") as file:
-        metadata = file.metadata()
-    tensors = {
-        name: value for name, value in load_file(source).items() if name.startswith(prefix) and name not in unused
-    }
-    halved = {n: v.half().contiguous() if v.is_floating_point() else v.contiguous() for n, v in tensors.items()}
-    save_file(halved, target, metadata=metadata)
 
 
 def copy_parts(work: Path, folder: Path) -> None:
@@ -125,7 +119,7 @@ def copy_parts(work: Path, folder: Path) -> None:
                 "probe.json",
             ):
                 shutil.copy2(path, target / path.name)
-        half(work / name / weights, target / weights, "visual." if name == "clip" else "", UNUSED)
+        rewrite(work / name / weights, target / weights, stored, "visual." if name == "clip" else "", UNUSED)
 
 
 def relative_config(config: RunConfig) -> RunConfig:
@@ -179,12 +173,13 @@ def package(work: Path, output: Path, seed: int) -> None:
     for path in sorted(source.iterdir()):
         if path.is_file() and path.name not in ("config.yaml", "parts.safetensors", "references.json", "manifest.json"):
             shutil.copy2(path, folder / path.name)
-    half(source / "parts.safetensors", folder / "parts.safetensors")
+    rewrite(source / "parts.safetensors", folder / "parts.safetensors", stored)
     (folder / "adapter").mkdir()
     adapter = json.loads((source / "adapter" / "adapter_config.json").read_text())
     adapter["base_model_name_or_path"] = "../parts/llm"
     (folder / "adapter" / "adapter_config.json").write_text(json.dumps(adapter, indent=2) + "\n")
-    half(source / "adapter" / "adapter_model.safetensors", folder / "adapter" / "adapter_model.safetensors")
+    adapter_file = Path("adapter") / "adapter_model.safetensors"
+    rewrite(source / adapter_file, folder / adapter_file, stored)
     (folder / "config.yaml").write_text(dump(relative_config(load_config(source / "config.yaml"))), encoding="utf-8")
     references = json.loads((source / "references.json").read_text())
     relative = {

@@ -107,6 +107,13 @@ def right(wish: SoundWish, heard: dict[str, str]) -> dict[str, bool]:
     return {"kind": known["kind"] == heard["kind"], "facts of a sound": everything, "all": everything}
 
 
+def in_words(heard: dict[str, str]) -> str:
+    """What was heard: "digits four two", "kind beeps, count three"."""
+    digits = [value for name, value in heard.items() if name.startswith("digit") and value]
+    others = [f"{name} {value}" for name, value in heard.items() if not name.startswith("digit") and value]
+    return ", ".join([f"digits {' '.join(digits)}"] * bool(digits) + others) or "nothing"
+
+
 def load(path: Path) -> Judge:
     judge = Judge()
     judge.load_state_dict(load_file(path))

@@ -20,6 +20,8 @@ from typing import Any
 
 import dialogues
 import drawing_talk
+import moving_talk
+import sound_talk
 import text_worlds
 import torch
 from llm_parts import Encoder, Sample, build_model, build_tokenizer, embed
@@ -50,8 +52,11 @@ def make_sample(rng: random.Random, worded: WordedScenes | None, ease: float = 0
         return dialogues.to_messages(dialogues.sums(rng), rng)
     if roll < 0.82:
         return text_worlds.question_without_media(rng, worded.written.sentences if worded else [])
-    if roll < 0.89:
+    if roll < 0.87:
         return drawing_talk.in_words(drawing_talk.drawing_turns(rng), rng)
+    if roll < 0.89:
+        turns = rng.choice((sound_talk.sound_turns, moving_talk.moving_turns))(rng)
+        return drawing_talk.in_words(turns, rng)
     return dialogues.to_messages(dialogues.small_talk(rng), rng)
 
 
