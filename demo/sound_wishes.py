@@ -38,7 +38,7 @@ class SoundWish:
 def sample_wish(rng: random.Random) -> SoundWish:
     """Any wish; sounds are loud unless they are said to be quiet."""
     if rng.random() < 0.5:
-        return SoundWish(tuple(rng.choices(DIGITS, k=rng.choices((1, 2, 3), (5, 3, 2))[0])))
+        return SoundWish(tuple(rng.choices(DIGITS, k=rng.choices((1, 2, 3), (6, 3, 1))[0])))
     sound = sample_sound(np.random.default_rng(rng.getrandbits(63)), rng.choice(MADE))
     if sound.loudness and rng.random() < 0.6:
         sound = replace(sound, loudness="loud")

@@ -1,6 +1,6 @@
 """Train the embedded assistant's sound generator from nothing: a latent-diffusion model in diffusers' layout.
 
-    python demo/train_sound_generator.py --output runs/embedded/sing --fsdd runs/embedded/sets/fsdd --minutes 90 --seed 0
+    python demo/train_sound_generator.py --output runs/embedded/sing --fsdd runs/embedded/sets/fsdd --minutes 120 --seed 0
 
 Five parts saved as an ordinary ``AudioLDMPipeline`` folder (arXiv 2301.12503): the vocoder, which turns log-mel spectrograms
 into waves (HiFi-GAN's generator, arXiv 2010.05646, trained without its discriminators on mel spectra of several resolutions),
@@ -31,7 +31,8 @@ LENGTH = 16  # text positions
 TEXT_WIDTH, TEXT_LAYERS = 96, 2
 LATENT_CHANNELS = 8
 WIDTHS = (64, 128)  # of the denoiser at 16 x 8 and 8 x 4
-SHARES = {"vocoder": 0.3, "vae": 0.25, "unet": 0.45}  # of the minutes
+SHARES = {"vocoder": 0.18, "vae": 0.15, "unet": 0.67}  # of the minutes
+BATCH = 32  # of the denoiser
 BANK = 3072  # sounds kept at a time
 SEGMENT = 32  # frames that the vocoder is trained on at a time
 MEL_BANDS = {256: 20, 512: 40, 1024: 80, 2048: 160}  # by window, of the vocoder's loss
@@ -246,6 +247,7 @@ def build_unet() -> Any:
         class_embed_type="simple_projection",
         projection_class_embeddings_input_dim=TEXT_WIDTH,
         class_embeddings_concat=True,
+        resnet_time_scale_shift="scale_shift",  # the condition is heard nowhere else
         attention_head_dim=tuple(width // 32 for width in WIDTHS),  # diffusers' name for the number of heads
         norm_num_groups=16,
     )
@@ -280,7 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the pipeline and its checkpoints")
     parser.add_argument("--fsdd", type=Path, required=True, help="folder written by training/prepare_fsdd.py")
-    parser.add_argument("--minutes", type=float, default=90.0, help="processor time of all parts but the text encoder")
+    parser.add_argument("--minutes", type=float, default=120.0, help="processor time of all parts but the text encoder")
     parser.add_argument("--text-steps", type=int, default=600)
     parser.add_argument(
         "--only", choices=("vocoder", "text", "vae"), default="", help="of the parts before the denoiser"
@@ -317,6 +319,7 @@ def main() -> None:
         SHARES["unet"] * arguments.minutes,
         arguments.resume,
         put,
+        BATCH,
     )
     print("saved", arguments.output, flush=True)
 
