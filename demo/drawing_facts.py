@@ -15,6 +15,7 @@ from mmllm.evaluation import wilson
 
 NOTHING = Parsed("", ())  # what is read where there is no picture: no fact holds
 RESAMPLES = 2000  # of the bootstrap
+COMPOSED = ("position", "direction and shape", "all")  # of other facts
 
 
 def read(picture: Image.Image | None) -> Parsed:
@@ -63,7 +64,7 @@ def related(relation: str, first: tuple[float, float], second: tuple[float, floa
 
 def wrong(found: dict[str, bool]) -> str:
     """The names of the facts that do not hold, "" when all do."""
-    return ", ".join(name for name, holds in found.items() if not holds and name not in ("all", "position"))
+    return ", ".join(name for name, holds in found.items() if not holds and name not in COMPOSED)
 
 
 def read_back(parsed: Parsed) -> str:

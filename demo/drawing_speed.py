@@ -1,4 +1,4 @@
-"""How long an assistant takes for one request and its picture, and whether text goes on while a picture is made."""
+"""How long an assistant takes for one request and its medium, and whether text goes on while a picture is made."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ import torch
 from mmllm.replies import Media
 
 MEANWHILE = "Hello! What can you do?"
+NAMES = {"image": "picture", "audio": "sound", "video": "clip"}
 
 
 def ask(assistant: Any, text: str, seed: int) -> Any:
     return assistant.chat([{"role": "user", "content": text}], stream=True, max_new_tokens=160, seed=seed)
 
 
-def speed(assistant: Any, requests: list[str], seed: int) -> dict[str, Any]:
-    """Seconds from one request to its first word and to its finished picture, and processor time, which other programs on
-    the same cores change less.
+def speed(assistant: Any, requests: list[str], seed: int, modality: str) -> dict[str, Any]:
+    """Seconds from one request to its first word and to its finished medium, which goes by its name in NAMES, and processor
+    time, which other programs on the same cores change less.
 
-    The first of ``requests`` only warms up; replies without a picture are counted, not timed.
+    The first of ``requests`` only warms up; replies without a medium of this modality are counted, not timed.
     """
+    name = NAMES[modality]
     firsts, whole, busy = [], [], []
     for text in requests:
         begin, used, first, media = time.monotonic(), time.process_time(), 0.0, list[Media]()
         for part in ask(assistant, text, seed):
             first = first or time.monotonic() - begin
-            media += [part] if isinstance(part, Media) else []
+            media += [part] if isinstance(part, Media) and part.type == modality else []
         if media:
             media[-1].result()
             whole.append(time.monotonic() - begin)
@@ -38,9 +40,9 @@ def speed(assistant: Any, requests: list[str], seed: int) -> dict[str, Any]:
     timed = whole[1:]
     return {
         "n": len(timed),
-        "without a picture": len(requests) - len(whole),
+        f"without a {name}": len(requests) - len(whole),
         "first word": round(median(firsts[1:]), 3) if timed else None,
-        "picture": round(median(timed), 2) if timed else None,
+        name: round(median(timed), 2) if timed else None,
         "processor": round(median(busy[1:]), 2) if timed else None,
         "slowest": round(max(timed), 2) if timed else None,
         "threads": torch.get_num_threads(),

@@ -7,7 +7,9 @@ Motions are held out from every training. `clip_parser` reads the clips. Reporte
 * `ceiling`: the generator driven by its own text encoder; `assistant`: asked for the same, in wordings never trained on;
   `ratio`: the second over the first;
 * `direction` (the move: which way, back or not, growing, shrinking), `shape`, `color`, `background`, `pace`, `alone` (one shape
-  and no other in every frame), `direction and shape` together, `all` of them.
+  and no other in every frame), `direction and shape` together, `all` of them;
+* `words`: whether the reply says what is seen; `speed`: seconds of one request with one clip; `failures`: what was asked for and
+  what was read back.
 
 Writes `clips.json`, and the frames of the first clips, a row each, as `clips-ceiling.png` and `clips-assistant.png`.
 """
@@ -16,45 +18,41 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from clip_parser import ParsedClip, parse_clip
-from drawing_facts import ratio, summary
-from drawing_trials import from_captions, replies, user
-from evaluate_drawing import sheet, timed
-from moving import FRAMES, FRAMES_PER_SECOND, Motion, caption, motions
-from moving_talk import request
+from clip_trials import Animated, animated, facts, held_out_motions, read, read_back
+from drawing_facts import ratio, summary, wrong
+from drawing_speed import speed
+from drawing_trials import from_captions
+from evaluate_drawing import generator_of, sheet, timed
+from moving import FRAMES, FRAMES_PER_SECOND, Motion, caption
 
 from mmllm.generators.base import Clip
 
 
-def facts(motion: Motion, parsed: ParsedClip) -> dict[str, bool]:
-    """Which of the motion's facts hold in a clip; only those that the motion has."""
-    found = {
-        "direction": parsed.move == motion.move,
-        "shape": parsed.shape == motion.shape,
-        "color": parsed.color == motion.color,
-        "background": parsed.background == motion.background,
-        "alone": parsed.alone,
-    }
-    if motion.pace:
-        found["pace"] = parsed.pace == motion.pace
-    return {**found, "direction and shape": found["direction"] and found["shape"], "all": all(found.values())}
+def failures(made: list[Animated]) -> list[dict[str, str]]:
+    return [
+        {"asked": one.request, "reply": one.words, "read": read_back(one.parsed), "wrong": wrong(one.facts)}
+        for one in made
+        if not one.facts["all"]
+    ]
 
 
-def judged(motion: Motion, clip: Clip | None) -> dict[str, bool]:
-    """The facts of a clip; all of them wrong where there is none."""
-    if clip is None:
-        return dict.fromkeys(facts(motion, ParsedClip("", "", "", "unclear", "", False)), False)
-    return facts(motion, parse_clip([np.asarray(frame.convert("RGB")) for frame in clip.frames]))
-
-
-def clip_of(reply: Any) -> Clip | None:
-    """The clip of a reply that has just one medium."""
-    return reply.media[0].result() if [media.type for media in reply.media] == ["video"] else None
+def score_assistant(
+    assistant: Any, wanted: list[Motion], best: list[dict[str, bool]], options: argparse.Namespace
+) -> dict[str, Any]:
+    """All scores that need an assistant; ``best`` is what the generator reaches on its own."""
+    report: dict[str, Any] = {}
+    made = timed("assistant", lambda: animated(assistant, wanted, options.seed), report)
+    found = [one.facts for one in made]
+    report["assistant"], report["ratio"] = summary(found), ratio(found, best)
+    report["words"] = summary([{"caption": caption(one.motion) in one.words} for one in made])
+    requests = [one.request for one in made[: options.timed + 1]]
+    report["speed"] = timed("speed", lambda: speed(assistant, requests, options.seed, "video"), report)
+    report["failures"] = failures(made)
+    show([one.clip for one in made if one.clip is not None], options.output / "clips-assistant.png")
+    return report
 
 
 def main() -> None:
@@ -62,14 +60,14 @@ def main() -> None:
     parser.add_argument("--model", default="embedded", help="an assistant, or a diffusers folder: the ceiling alone")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--count", type=int, default=300)
+    parser.add_argument("--timed", type=int, default=10, help="requests whose seconds are taken")
     parser.add_argument("--steps", type=int, default=20, help="of a diffusers folder")
     parser.add_argument("--guidance", type=float, default=2.5, help="of a diffusers folder")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     seed = arguments.seed
-    rng = random.Random(f"clips-test-{seed}")
-    wanted = [motions(rng, test=True) for _ in range(arguments.count)]
+    wanted = held_out_motions(arguments.count, seed)
     report: dict[str, Any] = {}
     assistant = None
     if (Path(arguments.model) / "model_index.json").exists():
@@ -78,22 +76,16 @@ def main() -> None:
         import mmllm
 
         assistant = mmllm.load(arguments.model)
-        generator = assistant.model.outputs["video"].frozen()
+        generator = generator_of(assistant, arguments.model, "video")
     clips = timed("ceiling", lambda: from_captions(generator, [caption(motion) for motion in wanted], seed), report)
-    best = [judged(motion, clip) for motion, clip in zip(wanted, clips, strict=True)]
+    best = [facts(motion, read(clip)) for motion, clip in zip(wanted, clips, strict=True)]
     report["ceiling"] = summary(best)
     show(clips, arguments.output / "clips-ceiling.png")
     if assistant is not None:
-        asked = [[user(request(motion, rng, unseen=True)[0])] for motion in wanted]
-        said = timed("assistant", lambda: replies(assistant, asked, seed), report)
-        made = [clip_of(reply) for reply in said]
-        found = [judged(motion, clip) for motion, clip in zip(wanted, made, strict=True)]
-        report["assistant"], report["ratio"] = summary(found), ratio(found, best)
-        right = [caption(motion) in reply for motion, reply in zip(wanted, said, strict=True)]
-        report["words"] = summary([{"caption": value} for value in right])
-        show([clip for clip in made if clip is not None], arguments.output / "clips-assistant.png")
-    for name, found in report.items():
-        print(name, json.dumps(found))
+        scores = score_assistant(assistant, wanted, best, arguments)
+        report = {"ceiling": report["ceiling"], **scores, "seconds": report["seconds"] | scores["seconds"]}
+    for name, value in report.items():
+        print(name, json.dumps(value if name != "failures" else len(value)))
     (arguments.output / "clips.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 

@@ -30,7 +30,7 @@ from typing import Any
 
 from decision_trials import decisions
 from drawing_facts import facts, kinds, ratio, read, read_back, summary, wrong
-from drawing_speed import meanwhile, speed
+from drawing_speed import NAMES, meanwhile, speed
 from drawing_trials import Drawn, ceiling, changed, described, drawn, held_out_wishes, told_kinds
 from drawings import Wish, caption, place_items
 from nearest_drawings import TrainingDrawings, nearness
@@ -71,6 +71,14 @@ def timed(what: str, work: Callable[[], Any], report: dict[str, Any]) -> Any:
     return result
 
 
+def generator_of(assistant: Any, name: str, modality: str) -> Any:
+    """The assistant's frozen generator. Raises ``SystemExit`` when it has none of this modality."""
+    if modality not in assistant.makes:
+        makes = ", ".join(assistant.makes) or "text alone"
+        raise SystemExit(f"{name} makes {makes}: there are no {NAMES[modality]}s to score")
+    return assistant.model.outputs[modality].frozen()
+
+
 def score_assistant(
     assistant: Any, wanted: list[Wish], best: list[Result], options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -96,7 +104,7 @@ def score_assistant(
     right, leaks = timed("decision", lambda: decisions(assistant, options.decisions, options.seed), report)
     report["decision"], report["leaks"] = summary(right), leaks
     requests = [one.request for one in made[: options.timed + 1]]
-    report["speed"] = timed("speed", lambda: speed(assistant, requests, options.seed), report)
+    report["speed"] = timed("speed", lambda: speed(assistant, requests, options.seed, "image"), report)
     report["meanwhile"] = timed("meanwhile", lambda: meanwhile(assistant, requests[1:], options.seed), report)
     report["nearest"] = timed("nearest", lambda: nearest(wanted, pictures, options), report)
     report["failures"] = failures(made)
@@ -136,10 +144,7 @@ def main() -> None:
         import mmllm
 
         assistant = mmllm.load(arguments.model)
-        if "image" not in assistant.makes:
-            makes = ", ".join(assistant.makes) or "text alone"
-            raise SystemExit(f"{arguments.model} makes {makes}: there are no pictures to score")
-        generator = assistant.model.outputs["image"].frozen()
+        generator = generator_of(assistant, arguments.model, "image")
     report: dict[str, Any] = {}
     pictures = timed("ceiling", lambda: ceiling(generator, wanted, arguments.seed), report)
     best = [facts(wish, read(picture)) for wish, picture in zip(wanted, pictures, strict=True)]

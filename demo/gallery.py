@@ -1,7 +1,7 @@
 """Write the gallery of what an assistant makes: one page in Markdown, with its files in a folder beside it.
 
     python demo/gallery.py                                   # the embedded assistant; docs/gallery.md and docs/gallery/
-    python demo/gallery.py --model runs/embedded/run --output /tmp/gallery.md
+    python demo/gallery.py --model runs/embedded/run --output /tmp/gallery.md --judge runs/embedded/judge.safetensors
 
 Nothing is chosen: each section shows the first of its held-out requests, in the order in which they come. There is a section for
 each modality that is in SECTIONS and that the assistant makes. An assistant that makes none of them is an error, and no page is
@@ -16,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import gallery_clips
 import gallery_pictures
+import gallery_sounds
 from gallery_page import Choice, Page, escape
 
 from mmllm.errors import MmllmError
@@ -27,7 +29,11 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 
 # What writes the sections about a modality. An assistant may make others too; those are named at the end of the page.
-SECTIONS: dict[str, Callable[[Any, Page, Choice], None]] = {"image": gallery_pictures.write}
+SECTIONS: dict[str, Callable[[Any, Page, Choice], None]] = {
+    "image": gallery_pictures.write,
+    "audio": gallery_sounds.write,
+    "video": gallery_clips.write,
+}
 
 
 def write(assistant: Assistant, name: str, page: Page, choice: Choice) -> None:
@@ -65,15 +71,25 @@ def main() -> None:
     parser.add_argument("--searched", type=int, default=20_000, help="training samples compared with")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--training-seed", type=int, default=0, help="that the generators were trained with")
+    parser.add_argument("--judge", type=Path, help="weights of `sound_judge.py`, which says what is heard in sounds")
     arguments = parser.parse_args()
     if arguments.output.suffix != ".md":
         parser.error(f"--output is a page and ends in .md, not {arguments.output}")
     if not 1 <= arguments.shown <= arguments.count:
         parser.error(f"--shown is 1 to --count ({arguments.count}), not {arguments.shown}")
+    if arguments.judge and not arguments.judge.is_file():
+        parser.error(f"--judge is a file that demo/sound_judge.py wrote; there is no {arguments.judge}")
     import mmllm
 
     page = Page(arguments.output)
-    choice = Choice(arguments.count, arguments.shown, arguments.searched, arguments.seed, arguments.training_seed)
+    choice = Choice(
+        arguments.count,
+        arguments.shown,
+        arguments.searched,
+        arguments.seed,
+        arguments.training_seed,
+        arguments.judge,
+    )
     try:
         write(mmllm.load(arguments.model), arguments.model, page, choice)
     except MmllmError as error:

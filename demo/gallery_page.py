@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+One = TypeVar("One")
 
 
 class Made(Protocol):
@@ -17,13 +19,16 @@ class Made(Protocol):
 
 @dataclass(frozen=True)
 class Choice:
-    """How much is shown: of ``count`` requests the first ``shown``, compared with ``searched`` training samples."""
+    """How much is shown: of ``count`` requests the first ``shown``, compared with ``searched`` training samples; sounds are
+    heard by the ``judge`` in this file, if any.
+    """
 
     count: int
     shown: int
     searched: int
     seed: int
     training_seed: int
+    judge: Path | None = None
 
 
 class Page:
@@ -53,9 +58,28 @@ class Page:
         self.files[name] = made
         return f"{self.folder.name}/{name}"
 
-    def picture(self, name: str, made: Made, shows: str) -> str:
+    def picture(self, name: str, made: Made, shows: str, width: int = 96) -> str:
         """A picture or an animated clip; ``shows`` says in words what is to be seen."""
-        return f'<img src="{self.file(name, made)}" width="96" alt="{escape(shows)}">'
+        return f'<img src="{self.file(name, made)}" width="{width}" alt="{escape(shows)}">'
+
+    def failures(
+        self,
+        made: Sequence[One],
+        wrong: Callable[[One], str],
+        most: int,
+        names: tuple[str, str],
+        head: Iterable[str],
+        row: Callable[[int, One], Iterable[str]],
+    ) -> None:
+        """The first ``most`` of what is ``wrong``, a row each; ``names`` are those of the examiner and of what was made."""
+        examiner, things = names
+        missed = [one for one in made if wrong(one)]
+        self.add("### Failures")
+        if not missed:
+            self.add(f"{examiner} found none in {len(made)} {things}.")
+            return
+        self.add(f"{len(missed)} of {len(made)} {things}; here are the first {min(most, len(missed))}.")
+        self.table(head, [row(number, one) for number, one in enumerate(missed[:most], start=1)])
 
     def save(self) -> None:
         """Write the page and its files; those of an earlier page of this name that it no longer shows are removed."""
@@ -66,6 +90,10 @@ class Page:
         for name, made in self.files.items():
             made.save(self.folder / name)
         self.path.write_text("\n\n".join(self.blocks) + "\n", encoding="utf-8")
+
+
+def verdict(wrong: str) -> str:
+    return f"**wrong: {wrong}**" if wrong else "as asked"
 
 
 def escape(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from drawing_facts import read_back, wrong
 from drawing_trials import Changed, Drawn, ceiling, changed, described, drawn, held_out_wishes
 from drawings import caption
-from gallery_page import Choice, Page, escape
+from gallery_page import Choice, Page, escape, verdict
 from nearest_drawings import TrainingDrawings
 from PIL import Image
 
@@ -36,11 +36,6 @@ def write(assistant: Any, page: Page, choice: Choice) -> None:
     failures(page, made, choice.shown)
 
 
-def verdict(one: Drawn) -> str:
-    missed = wrong(one.facts)
-    return f"**wrong: {missed}**" if missed else "as asked"
-
-
 def image(page: Page, name: str, picture: Image.Image | None, shows: str) -> str:
     return "no picture" if picture is None else page.picture(f"{name}.png", picture, shows)
 
@@ -61,7 +56,7 @@ def asked_for(page: Page, made: list[Drawn], own: list[Image.Image]) -> None:
             image(page, f"{name}-generator", picture, f"The generator's picture of {words}"),
             image(page, f"{name}-assistant", one.picture, f"The assistant's picture of {words}"),
             escape(one.words),
-            verdict(one),
+            verdict(wrong(one.facts)),
         ))  # fmt: skip
     page.table(("request", "generator by itself", "assistant", "its words", "parser"), rows)
 
@@ -81,7 +76,7 @@ def changed_after(page: Page, changes: list[Changed]) -> None:
             escape(change.after.request),
             image(page, f"{name}-after", change.after.picture, "After the change"),
             escape(change.after.words),
-            verdict(change.after),
+            verdict(wrong(change.after.facts)),
         ))  # fmt: skip
     page.table(("first", "before", "then", "after", "its words", "parser"), rows)
 
@@ -128,19 +123,10 @@ def nearest(page: Page, shown: list[Drawn], training: TrainingDrawings) -> None:
 
 
 def failures(page: Page, made: list[Drawn], most: int) -> None:
-    wrong_ones = [one for one in made if wrong(one.facts)]
-    page.add("### Failures")
-    if not wrong_ones:
-        page.add(f"The parser found none in {len(made)} pictures.")
-        return
-    page.add(f"{len(wrong_ones)} of {len(made)} pictures; here are the first {min(most, len(wrong_ones))}.")
-    rows = [
-        (
-            escape(one.request),
-            image(page, f"failure-{number:02d}", one.picture, f"The assistant's picture of {caption(one.wish)}"),
-            escape(read_back(one.parsed)),
-            verdict(one),
-        )
-        for number, one in enumerate(wrong_ones[:most], start=1)
-    ]
-    page.table(("request", "drawn", "what the parser reads", ""), rows)
+    def row(number: int, one: Drawn) -> tuple[str, ...]:
+        shows = f"The assistant's picture of {caption(one.wish)}"
+        picture = image(page, f"failure-{number:02d}", one.picture, shows)
+        return escape(one.request), picture, escape(read_back(one.parsed)), verdict(wrong(one.facts))
+
+    head = ("request", "drawn", "what the parser reads", "")
+    page.failures(made, lambda one: wrong(one.facts), most, ("The parser", "pictures"), head, row)

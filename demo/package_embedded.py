@@ -12,9 +12,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import clip_card
 import drawing_card
 import evaluate
+import sound_card
 import torch
+from score_card import found_in
 from small_weights import rewrite, stored
 
 from mmllm.config.load import dump
@@ -74,6 +77,17 @@ unless their test sets were given to the build.
 Asked for in words held out from every training and read back by a parser of pixels (`demo/picture_parser.py`).
 
 {drawings}
+### Sounds
+
+Asked for in words held out from every training and heard by a classifier that was trained on true sounds alone
+(`demo/sound_judge.py`).
+
+{sounds}
+### Clips
+
+Asked for in words held out from every training and read back by a parser that follows the shape (`demo/clip_parser.py`).
+
+{clips}
 {notes}
 ## Data and licences
 
@@ -151,7 +165,9 @@ def card(work: Path, folder: Path, seed: int) -> str:
         seed=seed,
         training=training_times(work),
         scores=table,
-        drawings=drawing_card.section(drawing_card.found_in(work)),
+        drawings=drawing_card.section(found_in(work, "drawing.json")),
+        sounds=sound_card.section(found_in(work, "sounds.json")),
+        clips=clip_card.section(found_in(work, "clips.json")),
         notes=(work / "notes.md").read_text(encoding="utf-8") if (work / "notes.md").exists() else "",
     )
 

@@ -20,7 +20,7 @@ import torch
 from caption_encoder import Questions
 from generator_training import set_rate
 from safetensors.torch import load_file, save_file
-from sound_wishes import CLASSES, FACTS, SAMPLES, SoundWish, Voices, classes, perform, sample_wish
+from sound_wishes import CLASSES, FACTS, SAMPLES, SoundWish, Voices, classes, facts, perform, sample_wish
 from sounds import SAMPLE_RATE
 from torch import Tensor, nn
 
@@ -62,8 +62,8 @@ def train(voices: Voices, steps: int, seed: int) -> Judge:
         if step % 25 == 0:  # some of the sounds are new
             drawn = [sample_wish(rng) for _ in range(batch * (40 if step == 0 else 5))]
             new = spectrograms([perform(wish, rng, voices) for wish in drawn])
-            facts = torch.tensor([classes(wish) for wish in drawn])
-            mels, wanted = torch.cat([new, mels])[:8000], torch.cat([facts, wanted])[:8000]
+            known = torch.tensor([classes(wish) for wish in drawn])
+            mels, wanted = torch.cat([new, mels])[:8000], torch.cat([known, wanted])[:8000]
         chosen = torch.randint(len(mels), (batch,))
         # Microphones and rooms differ: another tilt of the spectrum, another noise floor.
         tilt = 0.6 * torch.randn(batch, 1, 1) * torch.linspace(-1, 1, BINS)
@@ -93,16 +93,20 @@ def heard_in(judge: Judge, waves: Sequence[np.ndarray]) -> list[dict[str, str]]:
     return found
 
 
-def right(wish: SoundWish, heard: dict[str, str]) -> dict[str, bool]:
-    """Which facts of the wish are heard: ``digits`` all in order, or the ``kind`` of sound, and ``all``.
+def asked_for(wish: SoundWish) -> dict[str, str]:
+    """What is to be heard, in the form of `sound_wishes.facts`.
 
-    Loudness is among the facts only where the wish says "quiet": a caption that says nothing may be played at any.
+    Loudness is in it only where the wish says "quiet": a caption that says nothing may be played at any.
     """
-    known = {name: values[k] for (name, values), k in zip(FACTS, classes(wish), strict=True)}
-    names = [name for name in known if name != "loudness" or known[name] == "quiet"]
-    everything = all(known[name] == heard[name] for name in names)
+    return {name: value for name, value in facts(wish).items() if name != "loudness" or value == "quiet"}
+
+
+def right(wish: SoundWish, heard: dict[str, str]) -> dict[str, bool]:
+    """Which facts of the wish are heard: ``digits`` all in order, or the ``kind`` of sound, and ``all``."""
+    known = asked_for(wish)
+    everything = all(heard[name] == value for name, value in known.items())
     if wish.sound is None:
-        spoken = all(known[name] == heard[name] for name in names if name.startswith("digit"))
+        spoken = all(heard[name] == value for name, value in known.items() if name.startswith("digit"))
         return {"one digit" if len(wish.digits) == 1 else "several digits": spoken, "all": everything}
     return {"kind": known["kind"] == heard["kind"], "facts of a sound": everything, "all": everything}
 

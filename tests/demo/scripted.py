@@ -15,16 +15,26 @@ from mmllm.processing.processor import Processor
 
 WORDS = "ab"
 GENERATOR = {"kind": "stable_diffusion", "pretrained": "x", "steps": 1}
+GENERATORS = {
+    "audio": {"kind": "audio_diffusion", "pretrained": "x", "steps": 1},
+    "video": {"kind": "video_diffusion", "pretrained": "x", "steps": 1},
+}
 
 
 def tiny_assistant(*outputs: str) -> Assistant:
-    """An assistant that sees pictures and makes these modalities, each of them a picture."""
+    """An assistant that sees pictures and makes these modalities: sounds, clips, and pictures under any other name."""
     torch.manual_seed(0)
-    made = {"projector": {"kind": "linear"}, "generator": GENERATOR, "signal_tokens": 2}
     tree = {
         "inputs": {"image": {"encoder": {"kind": "clip", "pretrained": "x"}, "projector": {"kind": "linear"}}},
         "backbone": {"kind": "causal_lm", "pretrained": "x"},
-        "outputs": dict.fromkeys(outputs, made),
+        "outputs": {
+            name: {
+                "projector": {"kind": "linear"},
+                "generator": GENERATORS.get(name, GENERATOR),
+                "signal_tokens": 2,
+            }
+            for name in outputs
+        },
     }
     config = parse({"model": tree}).model.tiny()
     context = BuildContext(dtype=torch.float32)

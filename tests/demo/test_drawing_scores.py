@@ -24,6 +24,7 @@ from drawings import Group, Wish, caption, held_out, place_items, training_round
 from nearest_drawings import TrainingDrawings, nearness
 from PIL import Image
 from scene_model import render
+from score_card import found_in
 from scripted import WORDS, answers, tiny_assistant
 
 import mmllm
@@ -166,10 +167,12 @@ def test_text_that_comes_while_a_picture_is_made_is_counted_and_later_text_is_no
 
 
 def test_seconds_are_those_of_replies_with_a_picture_after_the_first() -> None:
-    found = speed(Talker(waits=0), ["warm", "a", "b"], 0)
+    found = speed(Talker(waits=0), ["warm", "a", "b"], 0, "image")
     assert (found["n"], found["without a picture"]) == (2, 0)
     assert 0 <= found["first word"] <= found["picture"] + 0.01 <= found["slowest"] + 0.01
-    assert speed(Talker(waits=0, makes=False), ["a", "b"], 0)["without a picture"] == 2
+    assert speed(Talker(waits=0, makes=False), ["a", "b"], 0, "image")["without a picture"] == 2
+    pictures_instead = speed(Talker(waits=0), ["a", "b"], 0, "audio")
+    assert (pictures_instead["without a sound"], pictures_instead["sound"]) == (2, None)
 
 
 def test_a_whole_evaluation_and_its_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,7 +191,7 @@ def test_a_whole_evaluation_and_its_card(tmp_path: Path, monkeypatch: pytest.Mon
     assert 0 < report["decision"]["right modality"]["share"] < 1  # it always draws
     assert [one["reply"] for one in report["failures"]] == [WORDS] * 3
     assert set(report["seconds"]) >= {"ceiling", "assistant", "cycle", "decision", "speed", "nearest"}
-    text = drawing_card.section(drawing_card.found_in(tmp_path))
+    text = drawing_card.section(found_in(tmp_path, "drawing.json"))
     assert "| exactly the shapes asked for | ≥ 90% | 0.0%" in text
     assert text.count("**no**") >= 3
     assert "Failures: 3; all of them." in text
@@ -237,10 +240,10 @@ def test_the_card_says_which_aims_are_met_missed_and_not_measured(tmp_path: Path
         (tmp_path / name).mkdir()
         (tmp_path / name / "drawing.json").write_text(json.dumps(report))
     with pytest.raises(ValueError, match=r"scores\.a/drawing\.json, scores\.b/drawing\.json: one report is expected"):
-        drawing_card.found_in(tmp_path)
+        found_in(tmp_path, "drawing.json")
     (tmp_path / "scores").mkdir()
     (tmp_path / "scores" / "drawing.json").write_text(json.dumps(nothing))
-    assert drawing_card.found_in(tmp_path) == nothing
+    assert found_in(tmp_path, "drawing.json") == nothing
 
 
 def test_the_model_card_has_the_scores_of_drawings(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "demo"))
 
+import clip_trials
 import drawings
 import evaluate_clips
 import make_data
@@ -38,7 +39,7 @@ def shot(motion: Motion, seed: int = 0) -> list[Image.Image]:
 
 
 def judged(motion: Motion, frames: list[Image.Image]) -> dict[str, bool]:
-    return evaluate_clips.judged(motion, Clip(frames, 4.0))
+    return clip_trials.facts(motion, clip_trials.read(Clip(frames, 4.0)))
 
 
 def test_the_parser_reads_every_true_clip_without_fault() -> None:
@@ -85,7 +86,7 @@ def test_the_parser_sees_what_is_wrong() -> None:
     two = [frame.copy() for frame in frames]
     two[2].paste((0, 0, 255), (2, 2, 14, 14))
     assert not judged(motion, two)["alone"]
-    assert not any(evaluate_clips.judged(motion, None).values())
+    assert not any(clip_trials.facts(motion, clip_trials.read(None)).values())
 
 
 def test_a_motion_without_pace_may_take_any() -> None:
