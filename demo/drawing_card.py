@@ -23,7 +23,7 @@ LAYOUT = Layout(
         at_least("shapes, of what the generator reaches by itself", "ratio", "kinds", 0.95),
         at_least("position, of what the generator reaches by itself", "ratio", "position", 0.95),
         at_least("draws, then describes what was asked for", "cycle", "as asked", 0.85),
-        at_least("answers in the right modality", "decision", "right modality", 0.98),
+        at_least("answers in the right modality, of all that it makes", "decision", "right modality", 0.98),
         NO_LEAKS,
         seconds("a 64 x 64 picture on two cores, median seconds", "picture", 4.0),
         Aim("text goes on while a picture is made", "always", text_meanwhile),

@@ -23,34 +23,22 @@ import random
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import sound_judge
-from drawing_facts import ratio, summary, wrong
+from drawing_facts import ratio, summary
 from drawing_speed import speed
-from drawing_trials import from_captions, replies, user
-from evaluate_drawing import timed
-from sound_talk import request
-from sound_wishes import SoundWish, Voices, caption, perform, test_wish
+from drawing_trials import from_captions
+from evaluate_drawing import generator_of, timed
+from sound_judge import Judge, in_words, load
+from sound_trials import facts, hear, held_out_sounds, played
+from sound_wishes import SoundWish, Voices, caption, perform
+from sounds import SAMPLE_RATE
 
 from mmllm.generators.base import Sound
 
-NOTHING = Sound(np.zeros(1, np.float32), 16_000)  # in the place of a sound that was not made
 KEPT = 20  # sounds written to files
 
 
-def judged(judge: sound_judge.Judge, wanted: list[SoundWish], sounds: list[Any]) -> list[dict[str, bool]]:
-    """Which facts of each wish are heard; a kind of sound also under its own name."""
-    results = []
-    for wish, heard in zip(wanted, sound_judge.heard_in(judge, sounds), strict=True):
-        found = sound_judge.right(wish, heard)
-        results.append(found if wish.sound is None else {**found, wish.sound.kind: found["kind"]})
-    return results
-
-
-def sound_of(reply: Any) -> Sound | None:
-    """The sound of a reply that has just one medium."""
-    made = reply.media[0].result() if [media.type for media in reply.media] == ["audio"] else None
-    return made if isinstance(made, Sound) else None
+def judged(judge: Judge, wanted: list[SoundWish], sounds: list[Sound]) -> list[dict[str, bool]]:
+    return [facts(wish, heard) for wish, heard in zip(wanted, hear(judge, sounds), strict=True)]
 
 
 def keep(sounds: list[Sound], folder: Path, name: str) -> None:
@@ -60,25 +48,22 @@ def keep(sounds: list[Sound], folder: Path, name: str) -> None:
 
 
 def score_assistant(
-    assistant: Any, judge: sound_judge.Judge, wanted: list[SoundWish], best: list[dict[str, bool]], options: Any
+    assistant: Any, judge: Judge, wanted: list[SoundWish], best: list[dict[str, bool]], options: Any
 ) -> dict[str, Any]:
     """All scores that need an assistant; ``best`` is what the generator reaches on its own."""
     report: dict[str, Any] = {}
-    rng = random.Random(f"sounds-words-{options.seed}")
-    asked = [request(wish, rng, unseen=True)[0] for wish in wanted]
-    said = timed("assistant", lambda: replies(assistant, [[user(text)] for text in asked], options.seed), report)
-    made = [sound_of(reply) or NOTHING for reply in said]
-    found = judged(judge, wanted, [sound.samples for sound in made])
+    made = timed("assistant", lambda: played(assistant, wanted, options.seed, judge), report)
+    found = [one.facts for one in made]
     report["assistant"], report["ratio"] = summary(found), ratio(found, best)
-    report["words"] = summary([{"caption": caption(wish) in reply} for wish, reply in zip(wanted, said, strict=True)])
-    report["speed"] = timed("speed", lambda: speed(assistant, asked[: options.timed + 1], options.seed), report)
-    heard = sound_judge.heard_in(judge, [sound.samples for sound in made])
+    report["words"] = summary([{"caption": caption(one.wish) in one.words} for one in made])
+    requests = [one.request for one in made[: options.timed + 1]]
+    report["speed"] = timed("speed", lambda: speed(assistant, requests, options.seed, "audio"), report)
     report["failures"] = [
-        {"asked": text, "reply": str(reply), "heard": sound_judge.in_words(facts), "wrong": wrong(result)}
-        for text, reply, facts, result in zip(asked, said, heard, found, strict=True)
-        if not result["all"]
+        {"asked": one.request, "reply": one.words, "heard": in_words(one.heard or {}), "wrong": one.wrong}
+        for one in made
+        if not one.facts["all"]
     ]
-    keep(made, options.output / "sounds", "assistant")
+    keep([one.sound for one in made if one.sound is not None], options.output / "sounds", "assistant")
     return report
 
 
@@ -95,13 +80,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    judge = sound_judge.load(arguments.judge)
-    rng = random.Random(f"sounds-test-{arguments.seed}")
-    wanted = [test_wish(rng) for _ in range(arguments.count)]
+    judge = load(arguments.judge)
+    wanted = held_out_sounds(arguments.count, arguments.seed)
     report: dict[str, Any] = {}
     if arguments.fsdd:
         voices = Voices(arguments.fsdd, "validation")
-        report["judge"] = summary(judged(judge, wanted, [perform(wish, rng, voices) for wish in wanted]))
+        rng = random.Random(f"sounds-true-{arguments.seed}")
+        true = [Sound(perform(wish, rng, voices), SAMPLE_RATE) for wish in wanted]
+        report["judge"] = summary(judged(judge, wanted, true))
     assistant = None
     if (Path(arguments.model) / "model_index.json").exists():
         from mmllm.config.base import BuildContext
@@ -114,13 +100,10 @@ def main() -> None:
         import mmllm
 
         assistant = mmllm.load(arguments.model)
-        if "audio" not in assistant.makes:
-            makes = ", ".join(assistant.makes) or "text alone"
-            raise SystemExit(f"{arguments.model} makes {makes}: there are no sounds to score")
-        generator = assistant.model.outputs["audio"].frozen()
+        generator = generator_of(assistant, arguments.model, "audio")
     captions = [caption(wish) for wish in wanted]
     sounds = timed("ceiling", lambda: from_captions(generator, captions, arguments.seed), report)
-    best = judged(judge, wanted, [sound.samples for sound in sounds])
+    best = judged(judge, wanted, sounds)
     report["ceiling"] = summary(best)
     keep(sounds, arguments.output / "sounds", "ceiling")
     if assistant is not None:

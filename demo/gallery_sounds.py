@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from gallery_page import Choice, Page, escape, verdict
 from PIL import Image
-from sound_judge import BINS, HOP, load
-from sound_trials import Played, at_rate, held_out_sounds, played, read_back
+from sound_judge import BINS, HOP, in_words, load
+from sound_trials import Played, at_rate, held_out_sounds, played
 from sound_wishes import caption
 
 from mmllm.generators.base import Sound
@@ -65,7 +65,7 @@ def shown(page: Page, name: str, made: Shown) -> tuple[str, str]:
 
 def heard(made: Shown) -> tuple[str, ...]:
     """What the judge heard and what is wrong with it; nothing without a judge."""
-    return () if made.one.heard is None else (escape(read_back(made.one.heard)), verdict(made.one.wrong))
+    return () if made.one.heard is None else (escape(in_words(made.one.heard)), verdict(made.one.wrong))
 
 
 def asked_for(page: Page, made: list[Shown], most: int, judged: bool) -> None:
@@ -78,7 +78,8 @@ def asked_for(page: Page, made: list[Shown], most: int, judged: bool) -> None:
     )
     page.add(
         "### Asked for and played",
-        f"The first {min(most, len(made))} of {len(made)} requests; {says}. *Listen* is the sound as a file. Beside it is its "
+        f"The first {min(most, len(made))} of {len(made)} requests; {says}. Three in ten are single digits, which "
+        "every training has, in wordings that none has. *Listen* is the sound as a file. Beside it is its "
         "log-mel spectrogram: from left to right, low tones below, black is loud.",
     )
     rows = [

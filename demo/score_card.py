@@ -25,8 +25,9 @@ class Aim:
 
 @dataclass(frozen=True)
 class Layout:
-    """What a section shows: ``facts`` by their names, in a column for each of the ``parts`` of the report (title, key); after
-    that every share in the parts ``others``; of a failure what was found, by its key and the title of its column.
+    """What a section shows: ``facts`` by these names (others by their own), in a column for each of the ``parts`` of the report
+    (title, key); after that every share in the parts ``others``; of a failure what was found, by its key and the title of
+    its column.
     """
 
     aims: tuple[Aim, ...]
@@ -121,10 +122,11 @@ def aims_table(aims: tuple[Aim, ...], report: Report) -> str:
 def facts_table(layout: Layout, report: Report) -> str:
     """Every fact of the ceiling, in each part of the report."""
     rows = []
-    for fact, name in layout.facts.items():
-        if fact in report["ceiling"]:
-            parts = [report.get(part, {}).get(fact) for _, part in layout.parts]
-            rows.append((name, report["ceiling"][fact]["n"], *map(share, parts)))
+    found = report["ceiling"]
+    known = [fact for fact in layout.facts if fact in found]
+    for fact in (*known, *(fact for fact in found if fact not in layout.facts)):
+        parts = [report.get(part, {}).get(fact) for _, part in layout.parts]
+        rows.append((layout.facts.get(fact, fact), found[fact]["n"], *map(share, parts)))
     return table(("fact", "n", *(title for title, _ in layout.parts)), rows)
 
 

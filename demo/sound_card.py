@@ -5,15 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import score_card
-from score_card import NO_LEAKS, Layout, Report, at_least, seconds
+from score_card import Layout, Report, at_least, seconds
 from sound_wishes import SECONDS
 
 LAYOUT = Layout(
     aims=(
         at_least("one digit: \"say seven\"", "assistant", "one digit", 0.90),
         at_least("kind of sound", "assistant", "kind", 0.90),
-        at_least("answers in the right modality, of all that it makes", "decision", "right modality", 0.98),
-        NO_LEAKS,
         seconds(f"a one-second sound on two cores, median seconds (taken with {SECONDS:.0f} seconds of sound)", "sound", 4.0),
     ),
     facts={
@@ -29,7 +27,7 @@ LAYOUT = Layout(
         ("assistant", "assistant"),
         ("assistant / generator", "ratio"),
     ),
-    others=("words", "decision"),
+    others=("words",),
     read=("heard", "heard"),
 )  # fmt: skip
 

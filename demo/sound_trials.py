@@ -1,4 +1,7 @@
-"""What an assistant is asked to let be heard, all of it held out, and what a judge hears in it."""
+"""What `evaluate_sounds.py` and `gallery.py` ask an assistant to let be heard, and what a judge hears in it.
+
+Wishes are held out from every training but single digits; the wordings of all requests are.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import soxr
 from drawing_trials import BATCH, replies, user
 from sound_judge import Judge, asked_for, heard_in, right
 from sound_talk import request
-from sound_wishes import FACTS, MOST_DIGITS, SoundWish, wishes
+from sound_wishes import FACTS, SoundWish, test_wish
 from sounds import SAMPLE_RATE
 
 from mmllm.generators.base import Sound
@@ -35,10 +38,10 @@ class Played:
 
     @cached_property
     def facts(self) -> dict[str, bool]:
-        """Those of `sound_judge.right`. Needs a judge."""
+        """Those of `facts`. Needs a judge."""
         if self.heard is None:
             raise ValueError("nothing is known of a sound that no judge has heard")
-        return right(self.wish, self.heard)
+        return facts(self.wish, self.heard)
 
     @cached_property
     def wrong(self) -> str:
@@ -51,7 +54,7 @@ class Played:
 def held_out_sounds(count: int, seed: int) -> list[SoundWish]:
     """The first ``count`` wishes of the test, always in the same order under a seed."""
     rng = random.Random(f"sounds-test-{seed}")
-    return [wishes(rng, test=True) for _ in range(count)]
+    return [test_wish(rng) for _ in range(count)]
 
 
 def sound_of(reply: Any) -> Sound | None:
@@ -84,20 +87,12 @@ def played(
     return [Played(w, t, str(r), s, h) for w, t, r, s, h in zip(wanted, asked, found, sounds, heard, strict=True)]
 
 
+def facts(wish: SoundWish, heard: dict[str, str]) -> dict[str, bool]:
+    """Those of `sound_judge.right`, and a kind of sound also under its own name."""
+    found = right(wish, heard)
+    return found if wish.sound is None else {**found, wish.sound.kind: found["kind"]}
+
+
 def wrong(wish: SoundWish, heard: dict[str, str]) -> str:
     """The names of what is not heard as asked for, "" when all is."""
     return ", ".join(name for name, value in asked_for(wish).items() if heard[name] != value)
-
-
-def read_back(heard: dict[str, str]) -> str:
-    """What is heard, in words."""
-    if heard == NOTHING:
-        return "nothing"
-    digits = " ".join(heard[f"digit {place + 1}"] or "…" for place in range(MOST_DIGITS)).rstrip(" …")
-    named = {name: value for name, value in heard.items() if value and not name.startswith("digit")}
-    kind = named.pop("kind", "")
-    order = " then ".join(named.pop(name) for name in ("first", "second") if name in named)
-    # Counts and pitches that no kind of sound goes with are said too: they are heard.
-    about = ", ".join([*named.values(), *([order] if order else [])])
-    sound = f"{kind or 'a sound'} ({about})" if about else kind
-    return " and ".join(text for text in (f"digits: {digits}" if digits else "", sound) if text)

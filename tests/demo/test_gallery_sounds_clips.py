@@ -29,7 +29,6 @@ from scripted import WORDS, answers, tiny_assistant
 from sound_judge import Judge, asked_for
 from sound_talk import HELD_OUT_SOUNDS, HELD_OUT_SPEECH
 from sound_trials import NOTHING, Played, at_rate, hear, held_out_sounds, played, wrong
-from sound_trials import read_back as heard_back
 from sound_wishes import SAMPLES, SoundWish
 from sounds import SAMPLE_RATE
 from sounds import Sound as Facts
@@ -124,7 +123,7 @@ def test_failures_of_sounds_are_those_that_the_judge_hears(tmp_path: Path) -> No
     gallery_sounds.failures(page, [Shown(right), Shown(missed), Shown(none)], 5, judged=True)
     assert page.blocks[1].startswith("2 of 3 sounds")
     assert "Play it." not in page.blocks[2]
-    assert "drum (five, quiet) | **wrong: count** |" in page.blocks[2]
+    assert "kind drum, count five, loudness quiet | **wrong: count** |" in page.blocks[2]
     assert "| Play nothing. | no sound |  | nothing | **wrong: no sound** |" in page.blocks[2]
     assert "Play &#124; that." in page.blocks[2]
 
@@ -144,12 +143,7 @@ def test_a_sound_of_any_rate_becomes_a_small_file_and_its_spectrogram_has_low_to
     assert np.asarray(short).min() == 255, "silence is white"
 
 
-def test_what_is_heard_is_said_and_compared_with_what_was_asked_for() -> None:
-    assert heard_back(NOTHING) == "nothing"
-    assert heard_back(NOTHING | {"digit 1": "four", "digit 2": "two"}) == "digits: four two"
-    assert heard_back(NOTHING | {"digit 2": "two"}) == "digits: … two"
-    assert heard_back(NOTHING | {"kind": "sequence", "first": "bell", "second": "buzz"}) == "sequence (bell then buzz)"
-    assert heard_back(NOTHING | {"kind": "siren", "digit 1": "one"}) == "digits: one and siren"
+def test_what_is_heard_is_compared_with_what_was_asked_for() -> None:
     spoken = SoundWish(("four", "two"))
     assert wrong(spoken, asked_for(spoken)) == ""
     assert wrong(spoken, asked_for(spoken) | {"digit 2": "", "kind": "bell"}) == "kind, digit 2"
@@ -164,7 +158,9 @@ def test_what_is_heard_is_said_and_compared_with_what_was_asked_for() -> None:
 def test_what_is_asked_for_is_held_out_and_does_not_depend_on_how_much_is_asked(assistant: Assistant) -> None:
     assert held_out_sounds(5, 1) == held_out_sounds(9, 1)[:5]
     assert held_out_motions(5, 1) == held_out_motions(9, 1)[:5]
-    assert all(map(sound_wishes.held_out, held_out_sounds(9, 1)))
+    wishes = held_out_sounds(40, 1)
+    assert all(sound_wishes.held_out(wish) or len(wish.digits) == 1 for wish in wishes)
+    assert {len(wish.digits) for wish in wishes} >= {0, 1, 2}
     assert all(map(moving.held_out, held_out_motions(9, 1)))
     forms = [form.split("{}")[0] for form in (*HELD_OUT_SOUNDS, *HELD_OUT_SPEECH)]
     three = played(assistant, held_out_sounds(3, 1), 1)
@@ -177,8 +173,9 @@ def test_what_is_asked_for_is_held_out_and_does_not_depend_on_how_much_is_asked(
 def test_clips_move_on_the_page_with_what_the_parser_reads(
     tmp_path: Path, assistant: Assistant, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers(assistant, monkeypatch, "video")
-    text = make(tmp_path, assistant, monkeypatch)
+    with monkeypatch.context() as patch:
+        answers(assistant, patch, "video")
+        text = make(tmp_path, assistant, monkeypatch)
     section = text.split("## Clips")[1]
     first, second, third = map(moving.caption, held_out_motions(3, 4))
     asked = section.split("### Failures")[0]

@@ -14,11 +14,14 @@ sys.path[:0] = [str(Path(__file__).parents[2] / "demo"), str(Path(__file__).pare
 import clip_card
 import drawing_card
 import evaluate_clips
+import evaluate_sounds
 import package_embedded
 import score_card
 import sound_card
+from safetensors.torch import save_file
 from score_card import found_in
 from scripted import WORDS, answers, tiny_assistant
+from sound_judge import Judge
 
 import mmllm
 from mmllm.assistant import EMBEDDED
@@ -36,7 +39,6 @@ def sounds() -> dict[str, Any]:
     return {
         "judge": facts | {"one digit": score(0.97), "all": score(0.9, 600)}, "ceiling": facts, "assistant": facts,
         "ratio": {name: score(1.0) for name in facts}, "words": {"caption": score(1.0)},
-        "decision": {"right modality": score(0.98, 500)}, "leaks": [],
         "speed": {"sound": 4.0, "n": 10, "threads": 2}, "failures": [], "seconds": {"ceiling": 1.0},
     }  # fmt: skip
 
@@ -52,7 +54,6 @@ def rows_of(text: str) -> dict[str, str]:
 AIMS = {
     "one digit: \"say seven\"": ("assistant", "one digit", score(0.89)),
     "kind of sound": ("assistant", "kind", score(0.89)),
-    "answers in the right modality, of all that it makes": ("decision", "right modality", score(0.97)),
     "a one-second sound on two cores, median seconds (taken with 2 seconds of sound)": ("speed", "sound", 4.1),
 }  # fmt: skip
 
@@ -81,9 +82,8 @@ def test_the_facts_of_sounds_stand_beside_what_the_judge_hears_in_true_ones() ->
     assert "One request: sound 4.0, n 10, threads 2." in text
     without = sound_card.section({name: value for name, value in report.items() if name != "judge"})
     assert "| one digit | 100 | – | 90.0%" in without
-    leaking = sound_card.section(report | {"leaks": ["<|audio_1|> x"]})
-    assert rows_of(leaking)["signs of signal tokens in a text"].endswith("| 1 | **no** |")
-    assert "- `</audio_1/> x`" in leaking
+    kinds = {**report, "ceiling": report["ceiling"] | {"bell": score(0.7, 9)}}
+    assert "| bell | 9 | – | 70.0% (70.0% – 70.0%) | – | – |" in sound_card.section(kinds)
 
 
 def test_what_no_generator_reaches_is_no_aim_reached() -> None:
@@ -135,3 +135,27 @@ def test_the_model_card_has_a_section_for_each_modality(tmp_path: Path) -> None:
     assert "Failures: 12; the first 10" in section
     assert section.count("| Play / it. | Listen. | a bell | kind |") == 10
     assert text.count(NOT_EVALUATED) == 3, "scores of questions, drawings, clips"
+
+
+def test_sounds_are_scored_and_a_reply_without_a_sound_is_heard_as_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assistant = tiny_assistant("audio")
+    monkeypatch.setattr(mmllm, "load", lambda name: assistant, raising=False)
+    save_file(Judge().state_dict(), tmp_path / "judge.safetensors")
+    argv = ["x", "--model", "y", "--output", str(tmp_path / "scores"), "--judge", str(tmp_path / "judge.safetensors")]
+    monkeypatch.setattr(sys, "argv", [*argv, "--count", "4", "--timed", "1"])
+    for makes in ((), ("audio",)):
+        with monkeypatch.context() as patch:
+            answers(assistant, patch, *makes)
+            evaluate_sounds.main()
+        report = json.loads((tmp_path / "scores" / "sounds.json").read_text())
+        assert report["assistant"]["all"]["n"] == report["ceiling"]["all"]["n"] == 4
+        assert set(report["seconds"]) == {"ceiling", "assistant", "speed"}
+        assert (report["speed"]["n"], report["speed"]["without a sound"]) == ((1, 0) if makes else (0, 2))
+        assert all(set(one) == {"asked", "reply", "heard", "wrong"} and one["wrong"] for one in report["failures"])
+        assert "| everything asked for | 4 |" in sound_card.section(found_in(tmp_path, "sounds.json"))
+        if not makes:
+            assert {one["heard"] for one in report["failures"]} == {"nothing"}
+            assert {one["wrong"] for one in report["failures"]} == {"no sound"}
+            assert report["assistant"]["all"]["share"] == 0.0
