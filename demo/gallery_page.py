@@ -14,7 +14,7 @@ One = TypeVar("One")
 class Made(Protocol):
     """A picture, a sound or a clip."""
 
-    def save(self, path: Path) -> None: ...
+    def save(self, path: Path, /) -> None: ...
 
 
 @dataclass(frozen=True)
