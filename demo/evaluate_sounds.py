@@ -2,9 +2,9 @@
 
     python demo/evaluate_sounds.py --model runs/embedded/run --judge runs/embedded/judge.safetensors --output runs/embedded/scores
 
-Two in five wishes are digits; of sounds there are as many of every kind. Sequences of digits and many of the sounds are held out from
-every training (`sound_wishes.test_wish`), the wordings of all requests are. A classifier trained on true sounds alone
-(`sound_judge`) hears the sounds. Reported, each with its 95 % interval:
+Two in five wishes are digits; of sounds there are as many of every kind. Sequences of digits and many of the sounds are held
+out from every training (`sound_wishes.test_wish`), the wordings of all requests are. A classifier trained on true sounds
+alone (`sound_judge`) hears the sounds. Reported, each with its 95 % interval:
 
 * `judge`: the classifier on true sounds of the same wishes, from recordings that it was not trained on;
 * `ceiling`: the generator driven by its own text encoder; `assistant`: asked for the same, in wordings never trained on;
