@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmllm.config.base import BuildContext, problems_at
 from mmllm.config.contradictions import contradictions, matching, rate, with_lengths
+from mmllm.config.pieces import select, split
 from mmllm.config.run import InputConfig, ModelConfig, OutputConfig, RunConfig, StageConfig
 from mmllm.errors import ConfigError, MediaError
 
@@ -91,9 +92,10 @@ def make_plan(config: RunConfig, context: BuildContext) -> Plan:
         name: InputPlan(part.encoder.kind, part.projector.kind, model.inputs[name].encoder.output_dim, tokens[name])  # type: ignore[union-attr, arg-type]
         for name, part in config.model.inputs.items()
     }
-    parameters = {name: sum(p.numel() for p in part.values()) for name, part in model.parts().items()}
+    sizes = {name: {key: p.numel() for key, p in part.items()} for name, part in model.parts().items()}
+    parameters = {name: sum(part.values()) for name, part in sizes.items()}
     outputs = {name: _output_plan(part, offline) for name, part in config.model.outputs.items()}
-    stages = [_stage_plan(stage, parameters) for stage in config.stages]
+    stages = [_stage_plan(stage, sizes) for stage in config.stages]
     backbone, total = model.backbone, sum(parameters.values())
     return Plan(backbone.hidden_dim, backbone.vocab_rows, inputs, outputs, parameters, total, stages)
 
@@ -167,8 +169,9 @@ def _too_long(config: RunConfig, tokens: Mapping[str, Mapping[str, int]]) -> lis
     return problems
 
 
-def _stage_plan(stage: StageConfig, parameters: dict[str, int]) -> StagePlan:
-    parts = {name: parameters[name] for name in matching(stage.train, parameters)}
+def _stage_plan(stage: StageConfig, sizes: Mapping[str, Mapping[str, int]]) -> StagePlan:
+    """``sizes`` are the numbers of elements of the model's parameters, by part."""
+    parts = {name: sum(select(sizes, name).values()) for name in matching(stage.train, sizes)}
     return StagePlan(stage.name, sum(parts.values()), parts, {name: rate(stage, name) for name in parts})
 
 
@@ -178,6 +181,13 @@ def count(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return str(number)
+
+
+def _state(part: str, trained: Collection[str]) -> str:
+    """What a stage that trains the parts and pieces ``trained`` does with ``part``."""
+    if part in trained:
+        return "train"
+    return "in part" if part in {split(piece)[0] for piece in trained} else "frozen"
 
 
 def render(plan: Plan, config: ModelConfig) -> str:
@@ -210,7 +220,7 @@ def render(plan: Plan, config: ModelConfig) -> str:
     trained = [set(stage.parts) for stage in plan.stages]
     lines.append(f"  {'part':<28}{'count':>10}   " + "  ".join(f"{stage.name:>10}" for stage in plan.stages))
     for name, number in plan.parameters.items():
-        marks = "  ".join(f"{'train' if name in parts else 'frozen':>10}" for parts in trained)
+        marks = "  ".join(f"{_state(name, parts):>10}" for parts in trained)
         lines.append(f"  {name:<28}{count(number):>10}   {marks}")
     lines.append(
         f"  {'total':<28}{count(plan.total):>10}   " + "  ".join(f"{count(s.trainable):>10}" for s in plan.stages)

@@ -303,14 +303,15 @@ def _check_adapter(config: AdapterConfig) -> None:
 
     def build(context: BuildContext) -> nn.Module:
         base = CausalLMConfig().tiny().build(context, num_new_tokens=0).model
-        return config.apply(base)
+        return config.attach(base).model
 
     _check_module(config, build)
     base = CausalLMConfig().tiny().build(BuildContext(weights=False), num_new_tokens=0).model
     before = {id(p) for p in base.parameters()}
     values = copy.deepcopy([p.detach() for p in base.parameters()])
     originals = list(base.parameters())
-    adapted = config.apply(base)
+    attached = config.attach(base)
+    adapted = attached.model
     trainable = [name for name, p in adapted.named_parameters() if p.requires_grad]
     of_base = [name for name, p in adapted.named_parameters() if p.requires_grad and id(p) in before]
     _require(bool(trainable), config, "an adapter has parameters of its own to train", "none")

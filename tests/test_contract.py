@@ -10,8 +10,8 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from mmllm.adapters.lora import LoraConfig
 from mmllm.backbones.causal_lm import CausalLMConfig
-from mmllm.backbones.lora import LoraConfig
 from mmllm.config.base import BUILTIN, BuildContext, component_class
 from mmllm.config.families import ProjectorConfig
 from mmllm.encoders.clip import ClipConfig
@@ -134,7 +134,7 @@ def test_lora_starts_as_the_base_model() -> None:
     ids = torch.arange(9)[None]
     with torch.no_grad():
         expected = base(input_ids=ids).logits
-        found = LoraConfig().tiny().apply(base).eval()(input_ids=ids).logits
+        found = LoraConfig().tiny().attach(base).model.eval()(input_ids=ids).logits
     assert torch.equal(found, expected)
 
 

@@ -120,7 +120,8 @@ class CausalLMConfig(BackboneConfig):
         if guessed and not {own_name, "max_position_embeddings"} & set(self.architecture or {}):
             return None
         number = getattr(config, "max_position_embeddings", None)
-        return number if isinstance(number, int) and number > 0 else None
+        taken = 0 if self.adapter is None else self.adapter.positions
+        return number - taken if isinstance(number, int) and number > 0 else None
 
     def tokenizer(self, context: BuildContext) -> PreTrainedTokenizerBase:
         source = self.tokenizer_path or self.pretrained

@@ -17,9 +17,9 @@ from mmllm.config.base import BuildContext, ComponentConfig, _dispatch
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+    from mmllm.adapters.base import Adapter
     from mmllm.backbones.base import Backbone
     from mmllm.encoders.base import Encoder
     from mmllm.generators.base import CodeGenerator, MediaGenerator
@@ -105,6 +105,7 @@ class EncoderConfig(ComponentConfig):
     """A modality encoder."""
 
     family: ClassVar[str] = "encoder"
+    adapter: AnyAdapter | None = None
 
     @abstractmethod
     def preprocessor(self, context: BuildContext) -> Preprocessor: ...
@@ -184,13 +185,25 @@ class CodeGeneratorConfig(GeneratorConfig):
 
 
 class AdapterConfig(ComponentConfig):
-    """A parameter-efficient adapter put around a transformers model."""
+    """A parameter-efficient adapter of a backbone or an encoder."""
 
     family: ClassVar[str] = "adapter"
 
+    # Whether gradient checkpointing of the adapted layers leaves it intact.
+    checkpointing: ClassVar[bool] = True
+
+    @property
+    def positions(self) -> int:
+        """How many of a backbone's positions it takes from a sequence."""
+        return 0
+
     @abstractmethod
-    def apply(self, model: Any) -> nn.Module:
-        """Wrap ``model``; afterwards only the adapter's parameters are meant to train."""
+    def attach(self, model: Any) -> Adapter:
+        """Put it into ``model``, in place: a transformers causal LM, or the module of an encoder.
+
+        Afterwards the adapter's parameters alone require gradients, and ``model`` computes what it did before unless the
+        method begins otherwise. Raises ``ConfigError`` with paths from ``adapter`` on for a model that it does not fit.
+        """
 
 
 class BackboneConfig(ComponentConfig):
@@ -240,3 +253,4 @@ AnyOutputProjector = Annotated[
 ]
 AnyGenerator = Annotated[SerializeAsAny[GeneratorConfig], BeforeValidator(partial(_dispatch, "generator"))]
 BackboneConfig.model_rebuild()
+EncoderConfig.model_rebuild()
