@@ -37,6 +37,7 @@ ALLOWED = {
         "config",
         "contract",
         "contract_of_generators",
+        "adapters",
         "encoders",
         "projectors",
         "backbones",

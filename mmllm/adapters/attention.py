@@ -42,10 +42,9 @@ class OpenAttention(nn.Module):
         if self.bias_k is not None and self.bias_v is not None:  # one learned key more
             k = torch.cat([k, self.bias_k.to(k.dtype).expand(count, 1, width)], dim=1)
             v = torch.cat([v, self.bias_v.to(v.dtype).expand(count, 1, width)], dim=1)
-        heads = [part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in (q, k, v)]
-        found = F.scaled_dot_product_attention(
-            *heads, attn_mask=self._mask(attn_mask, k.shape[1]), dropout_p=self.dropout * self.training
-        )
+        q, k, v = (part.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for part in (q, k, v))
+        mask, dropout = self._mask(attn_mask, k.shape[2]), self.dropout * self.training
+        found = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
         out: Tensor = self.out_proj(found.transpose(1, 2).reshape(count, length, width))
         return out if self.batch_first else out.transpose(0, 1), None
 
@@ -55,7 +54,7 @@ class OpenAttention(nn.Module):
             return None
         mask = ~mask if mask.dtype == torch.bool else mask
         mask = F.pad(mask, (0, keys - mask.shape[-1]), value=True if mask.dtype == torch.bool else 0.0)
-        return mask if mask.ndim == 2 else mask.unflatten(0, (-1, self.num_heads))
+        return mask if mask.ndim == 2 else mask.view(-1, self.num_heads, *mask.shape[1:])
 
 
 def open_attention(model: nn.Module) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmllm.adapters.base import SETTINGS, WEIGHTS, Adapter
 from mmllm.adapters.blocks import Block, Sublayer, find_blocks, read_by
@@ -26,14 +25,15 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.down, self.up = nn.Linear(width, config.dim), nn.Linear(config.dim, width)
         self.dropout, self.scale = nn.Dropout(config.dropout), config.scale
-        self.activation = {"relu": F.relu, "gelu": F.gelu, "silu": F.silu}[config.activation]
+        self.activation = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}[config.activation]()
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """In the dtype of ``x``; computed in that of the weights."""
         inner = self.dropout(self.activation(self.down(x.to(self.down.weight.dtype))))
-        return (self.scale * self.up(inner)).to(x.dtype)
+        found: Tensor = self.scale * self.up(inner)
+        return found.to(x.dtype)
 
 
 class Bottlenecks(Adapter):
