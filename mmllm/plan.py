@@ -47,7 +47,10 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """``parameters`` counts every part; ``hidden_dim`` is the backbone's width, which all projectors end in."""
+    """``parameters`` counts every part; ``hidden_dim`` is the backbone's width, which all projectors end in.
+    ``quantized_bytes`` is the memory of a quantised backbone's frozen weights, scales and what stays as it is included; None
+    for others.
+    """
 
     hidden_dim: int
     vocab_rows: int
@@ -56,6 +59,7 @@ class Plan:
     parameters: dict[str, int]
     total: int
     stages: list[StagePlan]
+    quantized_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -74,8 +78,9 @@ def make_plan(config: RunConfig, context: BuildContext) -> Plan:
         name: _tokens(f"model.inputs.{name}", part, offline, problems) for name, part in config.model.inputs.items()
     }
     try:
-        with torch.device("meta"):
-            model = MultimodalLM.from_config(config.model, offline)
+        with torch.device("meta"):  # quantised weights are packed, so they could not be counted
+            plain = config.model.backbone.model_copy(update={"quantize": None})
+            model = MultimodalLM.from_config(config.model.model_copy(update={"backbone": plain}), offline)
     except ConfigError as error:
         problems += error.problems
     if not problems:
@@ -97,7 +102,24 @@ def make_plan(config: RunConfig, context: BuildContext) -> Plan:
     outputs = {name: _output_plan(part, offline) for name, part in config.model.outputs.items()}
     stages = [_stage_plan(stage, sizes) for stage in config.stages]
     backbone, total = model.backbone, sum(parameters.values())
-    return Plan(backbone.hidden_dim, backbone.vocab_rows, inputs, outputs, parameters, total, stages)
+    memory = _quantized_bytes(config, offline)
+    return Plan(backbone.hidden_dim, backbone.vocab_rows, inputs, outputs, parameters, total, stages, memory)
+
+
+def _quantized_bytes(config: RunConfig, context: BuildContext) -> int | None:
+    """The bytes of the weights of a quantised backbone, as a run keeps them: matrices in its precision, vectors in float32."""
+    import torch
+
+    if config.model.backbone.quantize is None:
+        return None
+    bare = config.model.backbone.model_copy(update={"adapter": None})
+    with torch.device("meta"):
+        backbone = bare.build(context, num_new_tokens=0)
+    matrix = 4 if config.precision == "fp32" else 2
+    sizes = (
+        (matrix if p.ndim >= 2 else 4) if p.is_floating_point() else p.element_size() for p in backbone.parameters()
+    )
+    return sum(p.numel() * size for p, size in zip(backbone.parameters(), sizes, strict=True))
 
 
 def _output_plan(part: OutputConfig, context: BuildContext) -> OutputPlan:
@@ -204,6 +226,10 @@ def render(plan: Plan, config: ModelConfig) -> str:
     lines += [
         f"  backbone     {config.backbone.kind:<16} (B, T, {plan.hidden_dim}) -> (B, T, {plan.vocab_rows})",
     ]
+    if plan.quantized_bytes is not None and config.backbone.quantize is not None:
+        lines.append(
+            f"    quantised  {config.backbone.quantize.bits} bits{'':<10} {plan.quantized_bytes / 1e9:.3g} GB of weights"
+        )
     for name, out in plan.outputs.items():
         weights = plan.parameters.get(f"outputs.{name}.generator")
         lines += [f"  {name}", f"    tokens     {out.signal_tokens} for each, {out.rows} in the table"]

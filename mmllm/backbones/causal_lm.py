@@ -152,6 +152,10 @@ class CausalLMConfig(BackboneConfig):
         from mmllm.backbones.causal_lm_module import CausalLM, load_causal_lm
 
         model = load_causal_lm(self, context)
+        if self.quantize is not None:
+            from mmllm.backbones.quantized import quantize
+
+            quantize(model, self.quantize.bits)
         return CausalLM(model, self.adapter, num_new_tokens, num_signals, self.tie_signals)
 
 

@@ -154,6 +154,10 @@ def contradictions(config: RunConfig, context: BuildContext, parts: Mapping[str,
         problems += _objective_problems(where, stage, parts)
         problems += pattern_problems(where, stage.train, stage.part_lr, parts)
         problems += _layer_problems(where, stage.train, parts)
+        own = [name for name in matching(stage.train, parts) if pieces.split(name)[0] == "backbone"]
+        if own and backbone.quantize is not None:
+            text = f"{own[0]}: quantised weights cannot be trained; train backbone.adapter, or leave out `quantize`"
+            problems.append((f"{where}.train", text))
         if stage.gradient_checkpointing and backbone.adapter is not None and not backbone.adapter.checkpointing:
             text = f"{backbone.adapter.kind} needs the cache, which checkpointing takes away; leave it out"
             problems.append((f"{where}.gradient_checkpointing", text))

@@ -9,11 +9,11 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from mmllm.config.base import BuildContext, ComponentConfig, _dispatch
+from mmllm.config.base import BuildContext, ComponentConfig, Config, _dispatch
 
 if TYPE_CHECKING:
     import torch
@@ -206,11 +206,20 @@ class AdapterConfig(ComponentConfig):
         """
 
 
+class QuantizeConfig(Config):
+    """The frozen linear layers of a backbone in fewer bits: 4 are QLoRA's NF4 (arXiv 2305.14314), 8 steps of equal size; each
+    with a float32 scale for 64 weights. They are quantised when they are loaded, and never trained.
+    """
+
+    bits: Literal[4, 8] = 4
+
+
 class BackboneConfig(ComponentConfig):
     """The language model."""
 
     family: ClassVar[str] = "backbone"
     adapter: AnyAdapter | None = None
+    quantize: QuantizeConfig | None = None
 
     @abstractmethod
     def tokenizer(self, context: BuildContext) -> PreTrainedTokenizerBase:

@@ -47,7 +47,7 @@ def system(folder: Path, case: str) -> tuple[RunConfig, BuildContext]:
         model["inputs"][name]["encoder"]["adapter"] = given.get(name)
     names = given.get("train", ["backbone.adapter"])
     stage = systems.stage(train=names, epochs=None, max_steps=3, save_every=1, batch_size=6)
-    config, context = systems.system(folder, stage, keep_last=9)
+    _, context = systems.system(folder, stage, keep_last=9)
     tree = systems.tree(folder, stage, keep_last=9) | {"model": model}
     (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
     return load(folder / "config.yaml"), context
