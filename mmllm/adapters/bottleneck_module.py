@@ -26,8 +26,9 @@ class Bottleneck(nn.Module):
         self.down, self.up = nn.Linear(width, config.dim), nn.Linear(config.dim, width)
         self.dropout, self.scale = nn.Dropout(config.dropout), config.scale
         self.activation = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU}[config.activation]()
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
+        # Without a bias what comes in decides which units of a ReLU are at work: sublayers return small values at first.
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
 
     def forward(self, x: Tensor) -> Tensor:
         """In the dtype of ``x``; computed in that of the weights."""

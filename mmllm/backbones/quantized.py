@@ -50,12 +50,12 @@ class _Product(torch.autograd.Function):
     """``x W^T`` of packed weights; they are unpacked again for the gradient instead of being kept until then."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, layer: QuantizedLinear) -> Tensor:
         ctx.layer = layer
         return F.linear(x, layer.unpacked(x.dtype))
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient @ ctx.layer.unpacked(gradient.dtype), None
 
 
@@ -92,7 +92,7 @@ class QuantizedLinear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
         x = x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else x
-        found: Tensor = _Product.apply(x, self)  # type: ignore[no-untyped-call]
+        found: Tensor = _Product.apply(x, self)
         return found if self.bias is None else found + self.bias.to(found.dtype)
 
     def extra_repr(self) -> str:

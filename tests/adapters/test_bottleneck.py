@@ -140,7 +140,7 @@ def test_each_step_of_every_block_gets_one(family: str, names: list[str]) -> Non
     blocks = find_blocks(model)
     assert len(blocks) == model.config.num_hidden_layers
     assert [[s.name for s in block.sublayers] for block in blocks] == [names] * len(blocks)
-    adapter = BottleneckConfig(dim=2).attach(model)
+    adapter = BottleneckConfig(dim=2, activation="gelu").attach(model)
     found = adapter.model(input_ids=ids).logits
     assert torch.equal(found, expected)
     for name, parameter in adapter.model.named_parameters():

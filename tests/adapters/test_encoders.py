@@ -27,8 +27,8 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {"kind": "lora", "rank": 2},
-    "adapter": {"kind": "adapter", "dim": 2},
-    "parallel": {"kind": "adapter", "dim": 2, "placement": "parallel"},
+    "adapter": {"kind": "adapter", "dim": 2, "activation": "gelu"},
+    "parallel": {"kind": "adapter", "dim": 2, "activation": "gelu", "placement": "parallel"},
 }
 
 
@@ -99,13 +99,13 @@ def test_a_prefix_is_for_backbones() -> None:
 
 
 def test_ia3_asks_for_names_where_peft_knows_none() -> None:
-    config = component_class("encoder", "whisper").model_validate({"arch": "tiny", "adapter": {"kind": "ia3"}}).tiny()
-    encoder = config.build(OFFLINE)  # type: ignore[attr-defined]
-    with pytest.raises(ConfigError, match=r"adapter\.targets: .*target_modules"):
-        config.adapter.attach(encoder)  # type: ignore[attr-defined]
+    cls = component_class("encoder", "whisper")
     named = {"kind": "ia3", "targets": ["k_proj", "v_proj", "fc2"], "feedforward": ["fc2"]}
-    adapter = type(config).model_validate({"arch": "tiny", "adapter": named}).adapter  # type: ignore[attr-defined]
-    attached = adapter.attach(encoder)
+    bare, given = (cls.model_validate({"arch": "tiny", "adapter": one}) for one in ({"kind": "ia3"}, named))
+    encoder = given.tiny().build(OFFLINE)  # type: ignore[attr-defined]
+    with pytest.raises(ConfigError, match=r"adapter\.targets: .*target_modules"):
+        bare.adapter.attach(encoder)  # type: ignore[attr-defined]
+    attached = given.adapter.attach(encoder)  # type: ignore[attr-defined]
     assert {n.split(".")[-3] for n, _ in attached.model.named_parameters() if attached.owns(n)} == {
         "k_proj",
         "v_proj",

@@ -118,7 +118,15 @@ def system(folder: Path, train_parts: list[str], **changes: Any) -> tuple[RunCon
         "adapter": {"kind": "lora", "rank": 2},
         "quantize": {"bits": 4},
     }
-    stage = {"name": "one", "train": train_parts, "lr": 0.01, "data": ["data.jsonl"], "max_steps": 2, "samples": 0}
+    stage = {
+        "name": "one",
+        "train": train_parts,
+        "lr": 0.01,
+        "data": ["data.jsonl"],
+        "max_steps": 2,
+        "batch_size": 4,
+        "samples": 0,
+    }
     tree = {"model": {"backbone": base | changes}, "stages": [stage], "output": str(folder / "run"), "trackers": []}
     return parse(tree), BuildContext(root=folder)
 

@@ -61,7 +61,7 @@ def peft_model(family: str, folder: Path) -> Any:
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_forward_is_pefts_own_on_the_saved_files(family: str, adapter: str, tmp_path: Path) -> None:
-    """With and without padding. Measured: at most 6e-7, of logits up to 2; allowed 1e-5."""
+    """With and without padding. Measured 0; allowed 1e-6, of logits up to 0.5."""
     ours = build(family, ADAPTERS[adapter])
     assert ours.adapter is not None
     ours.adapter.save(tmp_path / "adapter")
@@ -71,11 +71,11 @@ def test_forward_is_pefts_own_on_the_saved_files(family: str, adapter: str, tmp_
         plain = build(family)(embeddings).logits
         assert float((plain - ours(embeddings).logits).abs().max()) > 1e-3, "the adapter does something"
         expected = theirs(inputs_embeds=embeddings).logits
-        assert torch.allclose(ours(embeddings).logits, expected, atol=1e-5)
+        assert torch.allclose(ours(embeddings).logits, expected, atol=1e-6)
         expected = theirs(inputs_embeds=embeddings, attention_mask=mask).logits
         found = ours(embeddings, mask).logits
-        assert torch.allclose(found[0], expected[0], atol=1e-5)
-        assert torch.allclose(found[1, :5], expected[1, :5], atol=1e-5)
+        assert torch.allclose(found[0], expected[0], atol=1e-6)
+        assert torch.allclose(found[1, :5], expected[1, :5], atol=1e-6)
 
 
 def prompts(processor: Processor) -> list[Any]:
@@ -90,8 +90,11 @@ def greedy(model: MultimodalLM, processor: Processor, chosen: list[Any], count: 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_greedy_tokens_are_those_of_pefts_generate(family: str, adapter: str, tmp_path: Path) -> None:
-    """One prompt at a time and in a padded batch, with the cache, beyond the window of the sliding layers."""
+def test_greedy_tokens_are_pefts(family: str, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the cache, one prompt at a time and in a padded batch: those of peft's ``generate`` for each prompt alone.
+
+    Gemma 2's window of 8 here is shorter than the batch: padding then pushes the prefix out of it earlier than alone.
+    """
     backbone = {"kind": "causal_lm", "architecture": numbers(family), "adapter": ADAPTERS[adapter]}
     context = BuildContext(dtype=torch.float32, weights=False)
     config = parse({"model": {"backbone": backbone}}).model
@@ -100,17 +103,15 @@ def test_greedy_tokens_are_those_of_pefts_generate(family: str, adapter: str, tm
     assert model.backbone.adapter is not None
     model.backbone.adapter.save(tmp_path / "adapter")
     theirs = peft_model(family, tmp_path / "adapter")
+    monkeypatch.setattr("mmllm.generation.stop_ids", lambda *_: set())
     together = greedy(model, processor, prompts(processor), 12)
     for row, prompt in enumerate(prompts(processor)):
         ids = torch.tensor([prompt.ids])
-        written = theirs.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False, eos_token_id=None
-        )[0, ids.shape[1] :].tolist()
-        (alone,) = greedy(model, processor, [prompt], 12)
-        said = [token for token in alone if token is not None]
-        assert said == written[: len(said)]
-        assert len(said) > 3
-        assert [token for token in together[row] if token is not None] == said
+        mask = torch.ones_like(ids)
+        ids = theirs.generate(input_ids=ids, attention_mask=mask, max_new_tokens=12, do_sample=False, eos_token_id=None)
+        written = ids[0, len(prompt.ids) :].tolist()
+        assert greedy(model, processor, [prompt], 12) == [written]
+        assert together[row] == written or (family == "gemma2" and "prefix" in adapter)
 
 
 def test_a_prefix_takes_its_positions_from_the_context() -> None:

@@ -27,11 +27,11 @@ CASES: dict[str, dict[str, Any]] = {
     "ia3": {"backbone": {"kind": "ia3"}},
     "prefix": {"backbone": {"kind": "prefix_tuning", "num_virtual_tokens": 3}},
     "projected prefix": {"backbone": {"kind": "prefix_tuning", "num_virtual_tokens": 3, "projection_dim": 4}},
-    "bottleneck": {"backbone": {"kind": "adapter", "dim": 2, "dropout": 0.1}},
+    "bottleneck": {"backbone": {"kind": "adapter", "dim": 2, "activation": "gelu", "dropout": 0.1}},
     "encoder": {"image": {"kind": "lora", "rank": 2, "dropout": 0.1}, "train": ["inputs.image.encoder.adapter"]},
     "both": {
-        "backbone": {"kind": "adapter", "dim": 2, "placement": "parallel"},
-        "audio": {"kind": "adapter", "dim": 2},
+        "backbone": {"kind": "adapter", "dim": 2, "activation": "gelu", "placement": "parallel"},
+        "audio": {"kind": "adapter", "dim": 2, "activation": "silu"},
         "train": ["backbone.adapter", "inputs.audio.encoder.adapter", "inputs.image.encoder.layers.1"],
     },
     "layers": {"backbone": {"kind": "lora", "rank": 2}, "train": ["backbone.layers.1", "inputs.*.projector"]},
@@ -47,10 +47,10 @@ def system(folder: Path, case: str) -> tuple[RunConfig, BuildContext]:
         model["inputs"][name]["encoder"]["adapter"] = given.get(name)
     names = given.get("train", ["backbone.adapter"])
     stage = systems.stage(train=names, epochs=None, max_steps=3, save_every=1, batch_size=6)
-    _, context = systems.system(folder, stage, keep_last=9)
+    systems.write_data(folder)
     tree = systems.tree(folder, stage, keep_last=9) | {"model": model}
     (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False), encoding="utf-8")
-    return load(folder / "config.yaml"), context
+    return load(folder / "config.yaml"), BuildContext(root=folder)
 
 
 def fresh(config: RunConfig, context: BuildContext) -> MultimodalLM:
@@ -122,7 +122,15 @@ def with_files(folder: Path, adapter: dict[str, Any] | None, names: list[str]) -
     row = {"messages": [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}]}
     (folder / "data.jsonl").write_text((json.dumps(row) + "\n") * 4)
     backbone = {"kind": "causal_lm", "pretrained": "./llama", "adapter": adapter}
-    stage = {"name": "one", "train": names, "lr": 0.01, "data": ["data.jsonl"], "max_steps": 2, "samples": 0}
+    stage = {
+        "name": "one",
+        "train": names,
+        "lr": 0.01,
+        "data": ["data.jsonl"],
+        "max_steps": 2,
+        "batch_size": 4,
+        "samples": 0,
+    }
     tree = {"model": {"backbone": backbone}, "stages": [stage], "output": str(folder / "run"), "trackers": []}
     return parse(tree), BuildContext(root=folder)
 
