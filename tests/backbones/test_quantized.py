@@ -25,6 +25,7 @@ from mmllm.training.run import train
 OFFLINE = BuildContext(dtype=torch.float32, weights=False)
 LLAMA = {"model_type": "llama", "hidden_size": 64, "intermediate_size": 112, "num_hidden_layers": 2, "vocab_size": 272}
 LLAMA |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+LLAMA |= {"initializer_range": 0.2}  # as large as trained weights: blocks are more than a residual stream
 # Appendix E of arXiv 2305.14314.
 NF4 = [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334]
 NF4 += [-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224]
@@ -78,14 +79,21 @@ def backbone(quantize: dict[str, int] | None, architecture: dict[str, Any] = LLA
     return config.build(OFFLINE, num_new_tokens=0).eval()
 
 
-@pytest.mark.parametrize(("bits", "allowed"), [(8, 0.01), (4, 0.2)])
+@pytest.mark.parametrize(("bits", "allowed"), [(8, 0.04), (4, 0.5)])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_outputs_are_near_the_unquantised(family: str, bits: int, allowed: float) -> None:
     """Relative to the logits' size (root mean square)."""
     architecture = (
         LLAMA
         if family == "llama"
-        else {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 272}
+        else {
+            "model_type": "gpt2",
+            "n_embd": 64,
+            "n_layer": 2,
+            "n_head": 4,
+            "vocab_size": 272,
+            "initializer_range": 0.2,
+        }
     )
     embeddings = torch.randn(2, 9, 64)
     with torch.no_grad():
@@ -125,6 +133,7 @@ def system(folder: Path, train_parts: list[str], **changes: Any) -> tuple[RunCon
         "data": ["data.jsonl"],
         "max_steps": 2,
         "batch_size": 4,
+        "micro_batch_size": 2,
         "samples": 0,
     }
     tree = {"model": {"backbone": base | changes}, "stages": [stage], "output": str(folder / "run"), "trackers": []}

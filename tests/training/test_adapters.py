@@ -32,7 +32,7 @@ CASES: dict[str, dict[str, Any]] = {
     "both": {
         "backbone": {"kind": "adapter", "dim": 2, "activation": "gelu", "placement": "parallel"},
         "audio": {"kind": "adapter", "dim": 2, "activation": "silu"},
-        "train": ["backbone.adapter", "inputs.audio.encoder.adapter", "inputs.image.encoder.layers.1"],
+        "train": ["backbone.adapter", "inputs.audio.encoder.adapter", "inputs.image.encoder.layers.0"],
     },
     "layers": {"backbone": {"kind": "lora", "rank": 2}, "train": ["backbone.layers.1", "inputs.*.projector"]},
 }
@@ -82,7 +82,8 @@ def test_trained_resumed_and_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     parts = before.parts()
     expected: set[str] = set()
     for name in named:
-        layer = [f".{kind}.1." for kind in ("layers", "resblocks")] if ".layers." in name else [""]
+        number = name.rpartition(".")[2]
+        layer = [f".{kind}.{number}." for kind in ("layers", "resblocks")] if ".layers." in name else [""]
         heads = [part for part in parts if part == name.partition(".layers.")[0] or name.startswith("inputs.*")]
         heads = [part for part in heads if "*" not in name or part.endswith("projector")]
         expected |= {key for part in heads for key in parts[part] if any(word in key for word in layer)}
@@ -129,6 +130,7 @@ def with_files(folder: Path, adapter: dict[str, Any] | None, names: list[str]) -
         "data": ["data.jsonl"],
         "max_steps": 2,
         "batch_size": 4,
+        "micro_batch_size": 2,
         "samples": 0,
     }
     tree = {"model": {"backbone": backbone}, "stages": [stage], "output": str(folder / "run"), "trackers": []}
