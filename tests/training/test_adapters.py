@@ -14,6 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from mmllm.config.base import BuildContext
+from mmllm.config.families import QuantizeConfig
 from mmllm.config.load import load, parse
 from mmllm.config.run import RunConfig
 from mmllm.errors import CheckpointError, ConfigError
@@ -194,3 +195,31 @@ def test_a_saved_adapter_needs_one_in_the_model(tmp_path: Path) -> None:
     lora, _ = with_files(tmp_path, {"kind": "lora"}, ["backbone.adapter"])
     with pytest.raises(CheckpointError, match="does not fit the model"):
         checkpoint.load_parts(fresh(lora, context), final)
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        {"kind": "prefix_tuning", "num_virtual_tokens": 3},
+        {"kind": "adapter", "dim": 2},
+        {"kind": "ia3"},
+        {"kind": "lora"},
+    ],
+    ids=lambda adapter: adapter["kind"],
+)
+@pytest.mark.parametrize("quantize", [None, {"bits": 4}], ids=["plain", "quantised"])
+def test_half_precision(tmp_path: Path, adapter: dict[str, Any], quantize: dict[str, int] | None) -> None:
+    """Adapters are float32 masters over a half base; what was trained answers in both precisions."""
+    import mmllm
+
+    config, context = with_files(tmp_path, adapter, ["backbone.adapter"])
+    backbone = config.model.backbone.model_copy(update={"quantize": quantize and QuantizeConfig(**quantize)})
+    model = config.model.model_copy(update={"backbone": backbone})
+    final = train(config.model_copy(update={"model": model, "precision": "bf16"}), context)
+    saved = load_file(final / "adapter" / "adapter_model.safetensors")
+    assert all(tensor.dtype == torch.float32 and tensor.isfinite().all() for tensor in saved.values())
+    for dtype in (torch.float32, torch.bfloat16):
+        reply = mmllm.load(final, device="cpu", dtype=dtype).chat(
+            [{"role": "user", "content": "hello"}], max_new_tokens=3
+        )
+        assert isinstance(reply, str)
