@@ -176,7 +176,8 @@ def choose(logits: Tensor, decoding: Decoding, generator: torch.Generator | None
 def context_length(model: MultimodalLM) -> int:
     """Tokens that the backbone can attend to; practically unlimited where its config names none (state-space models)."""
     config: Any = model.backbone.model.config
-    return int(config.max_position_embeddings) if hasattr(config, "max_position_embeddings") else 2**31
+    taken = 0 if model.backbone.adapter is None else model.backbone.adapter.positions
+    return int(config.max_position_embeddings) - taken if hasattr(config, "max_position_embeddings") else 2**31
 
 
 def stop_ids(model: MultimodalLM, processor: Processor) -> set[int]:

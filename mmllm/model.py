@@ -24,16 +24,18 @@ from mmllm.projectors.output_module import OutputProjector
 from mmllm.projectors.retrieval import DecisionHead, RetrievalHeads
 
 if TYPE_CHECKING:
+    from mmllm.adapters.base import Adapter
     from mmllm.processing.batch import Batch, MadeBatch, MediaBatch
 
 
 class Input(nn.Module):
     """One modality's way in: encoder, then input projector."""
 
-    def __init__(self, encoder: Encoder, projector: Projector) -> None:
+    def __init__(self, encoder: Encoder, projector: Projector, adapter: Adapter | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
+        self.adapter = adapter  # what was attached to the encoder
 
     def features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The encoder's features ``(N, S, D)`` and mask ``(N, S)`` of N media items."""
@@ -155,13 +157,16 @@ class MultimodalLM(nn.Module):
         for name, part in config.inputs.items():
             path = f"model.inputs.{name}"
             with problems_at(f"{path}.encoder", problems, context):
-                encoder = part.encoder.build(context)
+                encoder, adapter = part.encoder.build(context), None
+                if part.encoder.adapter is not None:
+                    adapter = part.encoder.adapter.attach(encoder)
+                    encoder = cast(Encoder, adapter.model)
             if backbone is not None and not problems:
                 with problems_at(f"{path}.projector", problems, context):
                     projector = part.projector.build(
                         context, input_dim=encoder.output_dim, output_dim=backbone.hidden_dim
                     )
-                    inputs[name] = Input(encoder, projector)
+                    inputs[name] = Input(encoder, projector, adapter)
         outputs: dict[str, AnyOutput] = {}
         for name, made in config.outputs.items():
             path = f"model.outputs.{name}"
@@ -203,14 +208,25 @@ class MultimodalLM(nn.Module):
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
         """The parts a stage can train, by name: disjoint, and together all parameters.
 
-        ``inputs.<name>.encoder``, ``inputs.<name>.projector``, ``backbone`` (its own weights), ``backbone.adapter``,
-        ``backbone.new_tokens``, ``outputs.<name>.projector``, ``.retrieval`` and ``.decision`` where there are, and
-        ``outputs.<name>.generator`` (never trained). Inner keys are the parameters' names in this module.
+        ``inputs.<name>.encoder``, ``inputs.<name>.projector``, ``backbone`` (its own weights), ``backbone.new_tokens``,
+        ``backbone.adapter`` and ``inputs.<name>.encoder.adapter``, ``outputs.<name>.projector``, ``.retrieval`` and
+        ``.decision`` where there are, and ``outputs.<name>.generator`` (never trained). Inner keys are the parameters' names
+        in this module.
         """
         parts: dict[str, dict[str, nn.Parameter]] = {}
+        adapters = self.adapters()
         for name, parameter in self.named_parameters():
-            parts.setdefault(part_of(name), {})[name] = parameter
+            part, rest = part_of(name)
+            if part in adapters and adapters[part].owns(rest):
+                part = f"{part}.adapter"
+            parts.setdefault(part, {})[name] = parameter
         return parts
+
+    def adapters(self) -> dict[str, Adapter]:
+        """The adapters by the part that each was attached to: ``backbone``, ``inputs.<name>.encoder``."""
+        found = {f"inputs.{name}.encoder": cast(Input, module).adapter for name, module in self.inputs.items()}
+        found["backbone"] = self.backbone.adapter
+        return {part: adapter for part, adapter in found.items() if adapter is not None}
 
     def encode(self, media: Mapping[str, MediaBatch]) -> dict[str, Tensor]:
         """Backbone embeddings ``(N, Q, D_llm)`` per modality present: one encoder call each."""
@@ -314,15 +330,9 @@ class MultimodalLM(nn.Module):
         return sum(((p * 0.0).sum() for p in trainable), 0.0)
 
 
-def part_of(parameter: str) -> str:
-    """The part that a parameter belongs to, from its qualified name."""
+def part_of(parameter: str) -> tuple[str, str]:
+    """The part that a parameter belongs to but for adapters, from its qualified name; and its name within the part's model."""
     words = parameter.split(".")
     if words[0] in ("inputs", "outputs"):
-        return ".".join(words[:3])
-    if words[1] == "new_tokens":
-        return "backbone.new_tokens"
-    # peft names its weights lora_A, lora_B, …; ADAPTER_WORDS are the prefixes of the adapter kinds that mmllm knows.
-    return "backbone.adapter" if any(word.startswith(ADAPTER_WORDS) for word in words) else "backbone"
-
-
-ADAPTER_WORDS = ("lora_",)
+        return ".".join(words[:3]), ".".join(words[3:])
+    return "backbone.new_tokens" if words[1] == "new_tokens" else "backbone", ".".join(words[2:])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmllm.config.base import BuildContext, problems_at
 from mmllm.config.contradictions import contradictions, matching, rate, with_lengths
+from mmllm.config.pieces import select, split
 from mmllm.config.run import InputConfig, ModelConfig, OutputConfig, RunConfig, StageConfig
 from mmllm.errors import ConfigError, MediaError
 
@@ -46,7 +47,10 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """``parameters`` counts every part; ``hidden_dim`` is the backbone's width, which all projectors end in."""
+    """``parameters`` counts every part; ``hidden_dim`` is the backbone's width, which all projectors end in.
+    ``quantized_bytes`` is the memory of a quantised backbone's frozen weights, scales and what stays as it is included; None
+    for others.
+    """
 
     hidden_dim: int
     vocab_rows: int
@@ -55,6 +59,7 @@ class Plan:
     parameters: dict[str, int]
     total: int
     stages: list[StagePlan]
+    quantized_bytes: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,8 +78,9 @@ def make_plan(config: RunConfig, context: BuildContext) -> Plan:
         name: _tokens(f"model.inputs.{name}", part, offline, problems) for name, part in config.model.inputs.items()
     }
     try:
-        with torch.device("meta"):
-            model = MultimodalLM.from_config(config.model, offline)
+        with torch.device("meta"):  # quantised weights are packed, so they could not be counted
+            plain = config.model.backbone.model_copy(update={"quantize": None})
+            model = MultimodalLM.from_config(config.model.model_copy(update={"backbone": plain}), offline)
     except ConfigError as error:
         problems += error.problems
     if not problems:
@@ -91,11 +97,29 @@ def make_plan(config: RunConfig, context: BuildContext) -> Plan:
         name: InputPlan(part.encoder.kind, part.projector.kind, model.inputs[name].encoder.output_dim, tokens[name])  # type: ignore[union-attr, arg-type]
         for name, part in config.model.inputs.items()
     }
-    parameters = {name: sum(p.numel() for p in part.values()) for name, part in model.parts().items()}
+    sizes = {name: {key: p.numel() for key, p in part.items()} for name, part in model.parts().items()}
+    parameters = {name: sum(part.values()) for name, part in sizes.items()}
     outputs = {name: _output_plan(part, offline) for name, part in config.model.outputs.items()}
-    stages = [_stage_plan(stage, parameters) for stage in config.stages]
+    stages = [_stage_plan(stage, sizes) for stage in config.stages]
     backbone, total = model.backbone, sum(parameters.values())
-    return Plan(backbone.hidden_dim, backbone.vocab_rows, inputs, outputs, parameters, total, stages)
+    memory = _quantized_bytes(config, offline)
+    return Plan(backbone.hidden_dim, backbone.vocab_rows, inputs, outputs, parameters, total, stages, memory)
+
+
+def _quantized_bytes(config: RunConfig, context: BuildContext) -> int | None:
+    """The bytes of the weights of a quantised backbone, as a run keeps them: matrices in its precision, vectors in float32."""
+    import torch
+
+    if config.model.backbone.quantize is None:
+        return None
+    bare = config.model.backbone.model_copy(update={"adapter": None})
+    with torch.device("meta"):
+        backbone = bare.build(context, num_new_tokens=0)
+    matrix = 4 if config.precision == "fp32" else 2
+    sizes = (
+        (matrix if p.ndim >= 2 else 4) if p.is_floating_point() else p.element_size() for p in backbone.parameters()
+    )
+    return sum(p.numel() * size for p, size in zip(backbone.parameters(), sizes, strict=True))
 
 
 def _output_plan(part: OutputConfig, context: BuildContext) -> OutputPlan:
@@ -167,8 +191,9 @@ def _too_long(config: RunConfig, tokens: Mapping[str, Mapping[str, int]]) -> lis
     return problems
 
 
-def _stage_plan(stage: StageConfig, parameters: dict[str, int]) -> StagePlan:
-    parts = {name: parameters[name] for name in matching(stage.train, parameters)}
+def _stage_plan(stage: StageConfig, sizes: Mapping[str, Mapping[str, int]]) -> StagePlan:
+    """``sizes`` are the numbers of elements of the model's parameters, by part."""
+    parts = {name: sum(select(sizes, name).values()) for name in matching(stage.train, sizes)}
     return StagePlan(stage.name, sum(parts.values()), parts, {name: rate(stage, name) for name in parts})
 
 
@@ -178,6 +203,13 @@ def count(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g}{unit}"
     return str(number)
+
+
+def _state(part: str, trained: Collection[str]) -> str:
+    """What a stage that trains the parts and pieces ``trained`` does with ``part``."""
+    if part in trained:
+        return "train"
+    return "in part" if part in {split(piece)[0] for piece in trained} else "frozen"
 
 
 def render(plan: Plan, config: ModelConfig) -> str:
@@ -194,6 +226,10 @@ def render(plan: Plan, config: ModelConfig) -> str:
     lines += [
         f"  backbone     {config.backbone.kind:<16} (B, T, {plan.hidden_dim}) -> (B, T, {plan.vocab_rows})",
     ]
+    if plan.quantized_bytes is not None and config.backbone.quantize is not None:
+        lines.append(
+            f"    quantised  {config.backbone.quantize.bits} bits{'':<10} {plan.quantized_bytes / 1e9:.3g} GB of weights"
+        )
     for name, out in plan.outputs.items():
         weights = plan.parameters.get(f"outputs.{name}.generator")
         lines += [f"  {name}", f"    tokens     {out.signal_tokens} for each, {out.rows} in the table"]
@@ -210,7 +246,7 @@ def render(plan: Plan, config: ModelConfig) -> str:
     trained = [set(stage.parts) for stage in plan.stages]
     lines.append(f"  {'part':<28}{'count':>10}   " + "  ".join(f"{stage.name:>10}" for stage in plan.stages))
     for name, number in plan.parameters.items():
-        marks = "  ".join(f"{'train' if name in parts else 'frozen':>10}" for parts in trained)
+        marks = "  ".join(f"{_state(name, parts):>10}" for parts in trained)
         lines.append(f"  {name:<28}{count(number):>10}   {marks}")
     lines.append(
         f"  {'total':<28}{count(plan.total):>10}   " + "  ".join(f"{count(s.trainable):>10}" for s in plan.stages)

@@ -8,7 +8,7 @@ only by the functions of this module, which are called only when weights are rea
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,3 +160,22 @@ def load_into(module: nn.Module, tensors: dict[str, Tensor], source: str) -> Non
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
         raise CheckpointError(f"{source} does not fit the architecture: {'; '.join(faults[:3])}{more}")
     module.load_state_dict({name: tensors[name] for name in expected})
+
+
+def copy_tensors(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: str) -> None:
+    """Copy ``found`` into ``expected``, in place and in its dtypes. Raises ``CheckpointError`` when names or shapes differ,
+    in either direction.
+    """
+    problems = [f"missing {name}" for name in expected.keys() - found.keys()]
+    problems += [f"unexpected {name}" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name} is {tuple(found[name].shape)}, the model has {tuple(expected[name].shape)}"
+        for name in expected.keys() & found.keys()
+        if found[name].shape != expected[name].shape
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{source} does not fit the model: {'; '.join(sorted(problems)[:5])} ({len(problems)} in all)"
+        )
+    for name, tensor in expected.items():
+        tensor.detach().copy_(found[name])

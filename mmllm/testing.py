@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmllm.adapters.base import Adapter
 from mmllm.backbones.base import Backbone
 from mmllm.config.base import BuildContext, ComponentConfig
 from mmllm.config.families import (
@@ -301,23 +302,42 @@ def _check_backbone(config: BackboneConfig) -> None:
 def _check_adapter(config: AdapterConfig) -> None:
     from mmllm.backbones.causal_lm import CausalLMConfig
 
-    def build(context: BuildContext) -> nn.Module:
-        base = CausalLMConfig().tiny().build(context, num_new_tokens=0).model
-        return config.apply(base)
+    def attach(context: BuildContext) -> Adapter:
+        return config.attach(CausalLMConfig().tiny().build(context, num_new_tokens=0).model)
 
+    def build(context: BuildContext) -> nn.Module:
+        return attach(context).model
+
+    context = BuildContext(dtype=torch.float32, weights=False)
     _check_module(config, build)
-    base = CausalLMConfig().tiny().build(BuildContext(weights=False), num_new_tokens=0).model
+    base = CausalLMConfig().tiny().build(context, num_new_tokens=0).model
     before = {id(p) for p in base.parameters()}
     values = copy.deepcopy([p.detach() for p in base.parameters()])
     originals = list(base.parameters())
-    adapted = config.apply(base)
+    attached = config.attach(base)
+    adapted = attached.model
     trainable = [name for name, p in adapted.named_parameters() if p.requires_grad]
     of_base = [name for name, p in adapted.named_parameters() if p.requires_grad and id(p) in before]
     _require(bool(trainable), config, "an adapter has parameters of its own to train", "none")
     _require(not of_base, config, "an adapter leaves the base model frozen", f"{of_base[:3]} would train")
+    other = sorted(set(trainable) ^ {name for name, _ in adapted.named_parameters() if attached.owns(name)})
+    _require(not other, config, "it owns what it trains, and nothing else", f"different for {other[:3]}")
     same = all(torch.equal(old, new) for old, new in zip(values, originals, strict=True))
     _require(same, config, "applying an adapter does not change the base weights", "they changed")
     ids = torch.arange(6)[None]
     adapted(input_ids=ids).logits.float().logsumexp(-1).sum().backward()
     _check_gradients(config, adapted)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if attached.owns(name):
+                parameter.normal_(std=0.5)  # far from where it began, so that what is lost would show
     _check_saving(config, adapted.eval(), build, lambda module: module(input_ids=ids).logits)
+    torch.manual_seed(1)
+    fresh = attach(context)
+    kept = {name: p.detach() for name, p in adapted.named_parameters() if not attached.owns(name)}
+    fresh.model.load_state_dict(kept, strict=False)
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        attached.save(Path(folder) / "adapter")
+        fresh.load(Path(folder) / "adapter")
+        found, expected = fresh.model.eval()(input_ids=ids).logits, adapted(input_ids=ids).logits
+    _equal(config, "its own files put into another model give equal outputs", found, expected, 0.0)

@@ -10,10 +10,12 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from mmllm.adapters.bottleneck import BottleneckConfig
+from mmllm.adapters.ia3 import IA3Config
+from mmllm.adapters.lora import LoraConfig
 from mmllm.backbones.causal_lm import CausalLMConfig
-from mmllm.backbones.lora import LoraConfig
 from mmllm.config.base import BUILTIN, BuildContext, component_class
-from mmllm.config.families import ProjectorConfig
+from mmllm.config.families import AdapterConfig, ProjectorConfig
 from mmllm.encoders.clip import ClipConfig
 from mmllm.encoders.whisper import WhisperConfig
 from mmllm.encoders.whisper_module import WhisperPreprocessor
@@ -104,7 +106,15 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
         "audio_codec": [{}, {"architecture": {"model": "DacModel"}, "codebooks": 3}],
         "video_diffusion": [{"num_frames": 5}, {"architecture": {"pipeline": "WanPipeline"}, "num_frames": 5}],
     },
-    "adapter": {"lora": [{}, {"targets": ["q_proj", "v_proj"], "dropout": 0.1}]},
+    "adapter": {
+        "lora": [{}, {"targets": ["q_proj", "v_proj"], "dropout": 0.1}],
+        "ia3": [{}, {"targets": ["q_proj", "up_proj", "down_proj"], "feedforward": ["down_proj"]}],
+        "prefix_tuning": [{}, {"projection_dim": 5}],
+        "adapter": [
+            {},
+            {"placement": "parallel", "targets": ["mlp"], "scale": 4.0, "activation": "gelu", "dropout": 0.1},
+        ],
+    },
 }
 # Examples of modalities that have no files.
 MEDIA: dict[str, list[Any]] = {
@@ -128,13 +138,16 @@ def test_contract(family: str, kind: str, example: dict[str, Any]) -> None:
     check_component(component_class(family, kind).model_validate(example), media=media)
 
 
-def test_lora_starts_as_the_base_model() -> None:
-    """B starts at zero. Measured 0; allowed 0."""
+@pytest.mark.parametrize(
+    "adapter", [LoraConfig(), IA3Config(), BottleneckConfig(), BottleneckConfig(placement="parallel")]
+)
+def test_most_adapters_start_as_the_base_model(adapter: AdapterConfig) -> None:
+    """B and `up` start at zero, scales at one. Measured 0; allowed 0."""
     base = CausalLMConfig().tiny().build(BuildContext(weights=False), num_new_tokens=0).model.eval()
     ids = torch.arange(9)[None]
     with torch.no_grad():
         expected = base(input_ids=ids).logits
-        found = LoraConfig().tiny().apply(base).eval()(input_ids=ids).logits
+        found = adapter.tiny().attach(base).model.eval()(input_ids=ids).logits
     assert torch.equal(found, expected)
 
 

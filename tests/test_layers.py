@@ -14,16 +14,17 @@ ALLOWED = {
     "errors": set(),
     "pretrained": set(),
     "config": set(),
+    "adapters": {"config", "pretrained"},
     "encoders": {"config", "pretrained"},
     "projectors": {"config", "pretrained"},
     "backbones": {"config", "pretrained"},
     "generators": {"config", "pretrained"},
     "processing": {"config"},
-    "model": {"config", "encoders", "projectors", "backbones", "generators", "processing"},
+    "model": {"config", "adapters", "encoders", "projectors", "backbones", "generators", "processing"},
     "generation": {"config", "model", "processing"},
     "data": {"config", "processing"},
     "plan": {"config", "model"},
-    "training": {"config", "model", "processing", "data", "generation", "backbones", "pretrained"},
+    "training": {"config", "adapters", "model", "processing", "data", "generation", "backbones", "pretrained"},
     "replies": {"generators"},
     "retrieval": {"model", "processing", "generators", "projectors", "pretrained"},
     "making": {"config", "model", "generators", "replies", "retrieval"},
@@ -36,6 +37,7 @@ ALLOWED = {
         "config",
         "contract",
         "contract_of_generators",
+        "adapters",
         "encoders",
         "projectors",
         "backbones",
@@ -89,7 +91,7 @@ def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
 def test_configs_do_not_import_torch() -> None:
     for path in PACKAGE.glob("*/*.py"):
         if (
-            path.parent.name in ("encoders", "projectors", "backbones", "generators")
+            path.parent.name in ("adapters", "encoders", "projectors", "backbones", "generators")
             and (path.parent / f"{path.stem}_module.py").exists()
         ):
             assert "torch" not in imports(ast.parse(path.read_text()), top_level_only=True), path

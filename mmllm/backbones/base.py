@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from mmllm.adapters.base import Adapter
 
 
 class NewTokens(nn.Module):
@@ -59,13 +62,14 @@ class Backbone(nn.Module):
     """A language model that takes embeddings. ``hidden_dim`` is D_llm, ``vocab_rows`` the size of its own table.
 
     ``model`` is the (possibly adapter-wrapped) transformers model; ``new_tokens`` holds the rows of mmllm's own tokens,
-    or is None when there are none.
+    or is None when there are none, and ``adapter`` is what was attached to ``model``.
     """
 
     hidden_dim: int
     vocab_rows: int
     model: nn.Module
     new_tokens: NewTokens | None
+    adapter: Adapter | None
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:

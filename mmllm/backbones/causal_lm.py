@@ -120,7 +120,8 @@ class CausalLMConfig(BackboneConfig):
         if guessed and not {own_name, "max_position_embeddings"} & set(self.architecture or {}):
             return None
         number = getattr(config, "max_position_embeddings", None)
-        return number if isinstance(number, int) and number > 0 else None
+        taken = 0 if self.adapter is None else self.adapter.positions
+        return number - taken if isinstance(number, int) and number > 0 else None
 
     def tokenizer(self, context: BuildContext) -> PreTrainedTokenizerBase:
         source = self.tokenizer_path or self.pretrained
@@ -151,6 +152,10 @@ class CausalLMConfig(BackboneConfig):
         from mmllm.backbones.causal_lm_module import CausalLM, load_causal_lm
 
         model = load_causal_lm(self, context)
+        if self.quantize is not None:
+            from mmllm.backbones.quantized import quantize
+
+            quantize(model, self.quantize.bits)
         return CausalLM(model, self.adapter, num_new_tokens, num_signals, self.tie_signals)
 
 

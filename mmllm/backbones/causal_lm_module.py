@@ -68,7 +68,7 @@ def _refusal(error: Exception) -> ConfigError:
 
 
 class CausalLM(Backbone):
-    """``model`` is the transformers model, wrapped by peft when there is an adapter."""
+    """``model`` is the transformers model, wrapped by peft for some adapters."""
 
     def __init__(
         self,
@@ -90,7 +90,8 @@ class CausalLM(Backbone):
         # A hook on the head's input does it for every architecture alike: what a model adds after its head (scaling,
         # soft-capping) acts on each logit alone and so stays exact.
         head.register_forward_pre_hook(self._select)
-        self.model = model if adapter is None else adapter.apply(model)
+        self.adapter = None if adapter is None else adapter.attach(model)
+        self.model = model if self.adapter is None else self.adapter.model
 
     def _select(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         """Let the head see only the asked positions, and keep the hidden states that were asked for."""

@@ -56,7 +56,12 @@ BUILTIN: dict[str, dict[str, str]] = {
         "audio_codec": "mmllm.generators.codes:AudioCodecConfig",
     },
     "backbone": {"causal_lm": "mmllm.backbones.causal_lm:CausalLMConfig"},
-    "adapter": {"lora": "mmllm.backbones.lora:LoraConfig"},
+    "adapter": {
+        "lora": "mmllm.adapters.lora:LoraConfig",
+        "ia3": "mmllm.adapters.ia3:IA3Config",
+        "prefix_tuning": "mmllm.adapters.prefix_tuning:PrefixTuningConfig",
+        "adapter": "mmllm.adapters.bottleneck:BottleneckConfig",
+    },
     "reader": {
         "messages": "mmllm.data.readers:MessagesConfig",
         "llava": "mmllm.data.readers:LlavaConfig",

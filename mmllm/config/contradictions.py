@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 
+from mmllm.config import pieces
 from mmllm.config.base import BuildContext, problems_at, suggest
 from mmllm.config.run import Objective, RunConfig, StageConfig
 
@@ -15,9 +16,22 @@ Problems = list[tuple[str, str]]
 
 
 def matching(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
-    """The names, in their order, that a shell-style pattern fits. Generators stay frozen: no pattern means them."""
+    """The parts ``names``, in their order, that a shell-style pattern fits, and the pieces of others (``backbone.layers.0-3``)
+    that a pattern asks for. Generators stay frozen: no pattern means them.
+    """
     patterns = list(patterns)
-    return [name for name in _trainable(names) if any(fnmatchcase(name, pattern) for pattern in patterns)]
+    found: list[str] = []
+    for name in _trainable(names):
+        if any(fnmatchcase(name, pattern) for pattern in patterns):
+            found.append(name)
+            continue
+        asked = ((pattern, *pieces.split(pattern)) for pattern in patterns)
+        found += [
+            f"{name}{pattern.removeprefix(part)}"
+            for pattern, part, layers in asked
+            if layers is not None and fnmatchcase(name, part)
+        ]
+    return list(dict.fromkeys(found))
 
 
 def _trainable(names: Iterable[str]) -> list[str]:
@@ -55,6 +69,25 @@ def pattern_problems(where: str, train: Iterable[str], part_lr: Iterable[str], n
     ]
 
 
+def _layer_problems(where: str, train: Iterable[str], parts: Mapping[str, Collection[str]]) -> Problems:
+    """Pieces of a stage's ``train`` that ask for layers which are not there, or share layers with another."""
+    problems = []
+    taken: dict[tuple[str, int], str] = {}
+    for piece in matching(train, parts):
+        part, layers = pieces.split(piece)
+        known = sorted(set(pieces.layers_of(parts[part]).values()))
+        wanted = layers or range(0)
+        if layers is not None and (not layers or not set(layers) <= set(known)):
+            there = f"{part} has layers 0 to {known[-1]}" if known else f"{part} has no layers"
+            problems.append((f"{where}.train", f"{piece!r}: {there}"))
+        elif shared := {taken[part, layer] for layer in wanted if (part, layer) in taken}:
+            problems.append(
+                (f"{where}.train", f"{piece!r} shares layers with {', '.join(sorted(shared))}; name each once")
+            )
+        taken |= {(part, layer): piece for layer in wanted}
+    return problems
+
+
 def with_lengths(config: RunConfig, context: BuildContext) -> RunConfig:
     """``config`` with the backbone's positions as ``max_length`` of the stages that name none and would get more."""
     positions = None
@@ -88,8 +121,9 @@ def _objective_problems(where: str, stage: StageConfig, names: Collection[str]) 
     return problems
 
 
-def contradictions(config: RunConfig, context: BuildContext, names: Collection[str]) -> Problems:
-    """``(dotted path, message)`` of everything in ``config`` that cannot go together; ``names`` are the model's parts.
+def contradictions(config: RunConfig, context: BuildContext, parts: Mapping[str, Collection[str]]) -> Problems:
+    """``(dotted path, message)`` of everything in ``config`` that cannot go together; ``parts`` are the model's, each with
+    the names of its parameters.
 
     What is in files that ``context`` does not allow to read (a hub's tokenizer, in a plan) is left out.
     """
@@ -117,8 +151,16 @@ def contradictions(config: RunConfig, context: BuildContext, names: Collection[s
     ]
     for index, stage in enumerate(config.stages):
         where = f"stages.{index}"
-        problems += _objective_problems(where, stage, names)
-        problems += pattern_problems(where, stage.train, stage.part_lr, names)
+        problems += _objective_problems(where, stage, parts)
+        problems += pattern_problems(where, stage.train, stage.part_lr, parts)
+        problems += _layer_problems(where, stage.train, parts)
+        own = [name for name in matching(stage.train, parts) if pieces.split(name)[0] == "backbone"]
+        if own and backbone.quantize is not None:
+            text = f"{own[0]}: quantised weights cannot be trained; train backbone.adapter, or leave out `quantize`"
+            problems.append((f"{where}.train", text))
+        if stage.gradient_checkpointing and backbone.adapter is not None and not backbone.adapter.checkpointing:
+            text = f"{backbone.adapter.kind} needs the cache, which checkpointing takes away; leave it out"
+            problems.append((f"{where}.gradient_checkpointing", text))
         if stage.micro_batch_size > stage.batch_size:
             text = f"{stage.micro_batch_size} is more than batch_size {stage.batch_size}"
             problems.append((f"{where}.micro_batch_size", text))

@@ -9,17 +9,17 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from mmllm.config.base import BuildContext, ComponentConfig, _dispatch
+from mmllm.config.base import BuildContext, ComponentConfig, Config, _dispatch
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
     from transformers import PreTrainedTokenizerBase
 
+    from mmllm.adapters.base import Adapter
     from mmllm.backbones.base import Backbone
     from mmllm.encoders.base import Encoder
     from mmllm.generators.base import CodeGenerator, MediaGenerator
@@ -105,6 +105,7 @@ class EncoderConfig(ComponentConfig):
     """A modality encoder."""
 
     family: ClassVar[str] = "encoder"
+    adapter: AnyAdapter | None = None
 
     @abstractmethod
     def preprocessor(self, context: BuildContext) -> Preprocessor: ...
@@ -184,13 +185,33 @@ class CodeGeneratorConfig(GeneratorConfig):
 
 
 class AdapterConfig(ComponentConfig):
-    """A parameter-efficient adapter put around a transformers model."""
+    """A parameter-efficient adapter of a backbone or an encoder."""
 
     family: ClassVar[str] = "adapter"
 
+    # Whether gradient checkpointing of the adapted layers leaves it intact.
+    checkpointing: ClassVar[bool] = True
+
+    @property
+    def positions(self) -> int:
+        """How many of a backbone's positions it takes from a sequence."""
+        return 0
+
     @abstractmethod
-    def apply(self, model: Any) -> nn.Module:
-        """Wrap ``model``; afterwards only the adapter's parameters are meant to train."""
+    def attach(self, model: Any) -> Adapter:
+        """Put it into ``model``, in place: a transformers causal LM, or the module of an encoder.
+
+        Afterwards the adapter's parameters alone require gradients, and ``model`` computes what it did before unless the
+        method begins otherwise. Raises ``ConfigError`` with paths from ``adapter`` on for a model that it does not fit.
+        """
+
+
+class QuantizeConfig(Config):
+    """The frozen linear layers of a backbone in fewer bits: 4 are QLoRA's NF4 (arXiv 2305.14314), 8 steps of equal size; each
+    with a float32 scale for 64 weights. They are quantised when they are loaded, and never trained.
+    """
+
+    bits: Literal[4, 8] = 4
 
 
 class BackboneConfig(ComponentConfig):
@@ -198,6 +219,7 @@ class BackboneConfig(ComponentConfig):
 
     family: ClassVar[str] = "backbone"
     adapter: AnyAdapter | None = None
+    quantize: QuantizeConfig | None = None
 
     @abstractmethod
     def tokenizer(self, context: BuildContext) -> PreTrainedTokenizerBase:
@@ -240,3 +262,4 @@ AnyOutputProjector = Annotated[
 ]
 AnyGenerator = Annotated[SerializeAsAny[GeneratorConfig], BeforeValidator(partial(_dispatch, "generator"))]
 BackboneConfig.model_rebuild()
+EncoderConfig.model_rebuild()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
@@ -15,9 +15,12 @@ from mmllm.config.families import (
     AnyOutputProjector,
     AnyProjector,
     AnyReader,
+    BackboneConfig,
     CodeGeneratorConfig,
+    EncoderConfig,
 )
 
+Adapted = TypeVar("Adapted", EncoderConfig, BackboneConfig)
 Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # torch cannot compute with rates near the end of float32; no useful one is anywhere near this bound.
@@ -108,12 +111,9 @@ class ModelConfig(Config):
     def tiny(self) -> Self:
         """The same composition with the ``tiny()`` version of every part: random weights, nothing to download."""
         inputs = {
-            name: part.model_copy(update={"encoder": part.encoder.tiny(), "projector": part.projector.tiny()})
+            name: part.model_copy(update={"encoder": _tiny(part.encoder), "projector": part.projector.tiny()})
             for name, part in self.inputs.items()
         }
-        backbone = self.backbone.tiny()
-        if self.backbone.adapter is not None:
-            backbone = backbone.model_copy(update={"adapter": self.backbone.adapter.tiny()})
         outputs = {
             name: part.model_copy(
                 update={
@@ -123,7 +123,12 @@ class ModelConfig(Config):
             )
             for name, part in self.outputs.items()
         }
-        return self.model_copy(update={"inputs": inputs, "backbone": backbone, "outputs": outputs})
+        return self.model_copy(update={"inputs": inputs, "backbone": _tiny(self.backbone), "outputs": outputs})
+
+
+def _tiny(part: Adapted) -> Adapted:
+    """``part.tiny()`` with a tiny adapter, where it has one."""
+    return part.tiny().model_copy(update={"adapter": None if part.adapter is None else part.adapter.tiny()})
 
 
 class DataSource(Config):

@@ -4,7 +4,8 @@ A checkpoint or final model holds
 
     config.yaml          the resolved configuration, local references made absolute
     parts.safetensors    every part trained so far, and frozen parts that no reference could restore
-    adapter/             the backbone's adapter in PEFT layout, when it was trained
+    adapter/             the backbone's adapter, in PEFT layout where peft has its kind
+    inputs.<name>.encoder.adapter/   an encoder's
     tokenizer*, processor.json, …
     references.json      where the other parts come from: path with content hash, or hub id with its commit
     state/               checkpoints only: optimizer tensors, and position.json (stage, step, gradient scaler)
@@ -20,7 +21,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,12 +31,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmllm.adapters.base import WEIGHTS
 from mmllm.config.base import BuildContext
 from mmllm.config.load import dump
+from mmllm.config.pieces import select, split
 from mmllm.config.run import RunConfig
 from mmllm.errors import CheckpointError
 from mmllm.model import MultimodalLM
-from mmllm.pretrained import read_json
+from mmllm.pretrained import copy_tensors, read_json
 from mmllm.training.growth import NEW_TOKENS, grown
 from mmllm.training.references import check_references, file_hash, references, stored_parts
 
@@ -43,7 +46,7 @@ if TYPE_CHECKING:
     from mmllm.processing.processor import Processor
 
 FORMAT = 1
-ADAPTER = "backbone.adapter"
+ADAPTER = "adapter"
 
 
 @dataclass(frozen=True)
@@ -102,14 +105,14 @@ def save(
 
 
 def save_parts(model: MultimodalLM, folder: Path, names: Iterable[str]) -> None:
-    """Write the named parts: the adapter in PEFT layout, all others to ``parts.safetensors``."""
+    """Write the named parts: adapters to folders of their own, all others to ``parts.safetensors``."""
     parts, wanted = model.parts(), set(names)
-    tensors = {n: p.detach().cpu().contiguous() for part in sorted(wanted - {ADAPTER}) for n, p in parts[part].items()}
-    save_file(tensors, folder / "parts.safetensors", metadata={"parts": json.dumps(sorted(wanted - {ADAPTER}))})
-    if ADAPTER in wanted:
-        model.backbone.model.save_pretrained(folder / "adapter", save_embedding_layers=False)  # type: ignore[operator]
-        # peft adds a model card of blanks.
-        (folder / "adapter" / "README.md").unlink(missing_ok=True)
+    adapters = {f"{part}.adapter": adapter for part, adapter in model.adapters().items()}
+    stored = sorted(wanted - adapters.keys())
+    tensors = {n: p.detach().cpu().contiguous() for part in stored for n, p in select(parts, part).items()}
+    save_file(tensors, folder / "parts.safetensors", metadata={"parts": json.dumps(stored)})
+    for part in wanted & adapters.keys():
+        adapters[part].save(folder / adapter_folder(part))
 
 
 def load_parts(model: MultimodalLM, folder: Path, processor: Processor | None = None) -> list[str]:
@@ -126,44 +129,29 @@ def load_parts(model: MultimodalLM, folder: Path, processor: Processor | None = 
     parts = model.parts()
     with safe_open(folder / "parts.safetensors", framework="pt") as file:
         stored = json.loads(file.metadata()["parts"])
-    unknown = [name for name in stored if name not in parts]
+    unknown = [name for name in stored if split(name)[0] not in parts]
     if unknown:
         raise CheckpointError(f"{folder} holds {', '.join(unknown)}, but the model's parts are {', '.join(parts)}")
-    expected: dict[str, Tensor] = {name: p.data for part in stored for name, p in parts[part].items()}
+    expected: dict[str, Tensor] = {name: p.data for part in stored for name, p in select(parts, part).items()}
     found = load_file(folder / "parts.safetensors")
     if processor is not None and NEW_TOKENS in stored:
         found |= grown(found, expected, read_json(folder / "processor.json"), processor)
-    _copy(expected, found, folder / "parts.safetensors")
+    copy_tensors(expected, found, str(folder / "parts.safetensors"))
     # By the manifest: a folder that somebody put there is not what was verified.
-    if "adapter/adapter_model.safetensors" in read_json(folder / "manifest.json")["files"]:
-        from peft import get_peft_model_state_dict
-
-        if ADAPTER not in parts:
-            raise CheckpointError(
-                f"{folder} holds an adapter, but the model's backbone has none; set `backbone.adapter`"
-            )
-        # These tensors share their storage with the model's parameters.
-        own = get_peft_model_state_dict(model.backbone.model, save_embedding_layers=False)
-        _copy(own, load_file(folder / "adapter" / "adapter_model.safetensors"), folder / "adapter")
-        stored.append(ADAPTER)
+    files = read_json(folder / "manifest.json")["files"]
+    adapters = {adapter_folder(f"{part}.adapter"): part for part in model.adapters()}
+    for place in sorted({file.rpartition("/")[0] for file in files if file.endswith(f"/{WEIGHTS}")}):
+        if place not in adapters:
+            where = "backbone" if place == ADAPTER else place.removesuffix(".adapter")
+            raise CheckpointError(f"{folder} holds an adapter, but the model's {where} has none; set `{where}.adapter`")
+        model.adapters()[adapters[place]].load(folder / place)
+        stored.append(f"{adapters[place]}.adapter")
     return list(stored)
 
 
-def _copy(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], source: Path) -> None:
-    problems = [f"missing {name}" for name in expected.keys() - found.keys()]
-    problems += [f"unexpected {name}" for name in found.keys() - expected.keys()]
-    problems += [
-        f"{name} is {tuple(found[name].shape)}, the model has {tuple(expected[name].shape)}"
-        for name in expected.keys() & found.keys()
-        if found[name].shape != expected[name].shape
-    ]
-    if problems:
-        raise CheckpointError(
-            f"{source} does not fit the model: {'; '.join(sorted(problems)[:5])} ({len(problems)} in all)"
-        )
-    with torch.no_grad():
-        for name, tensor in expected.items():
-            tensor.copy_(found[name])
+def adapter_folder(part: str) -> str:
+    """Where a checkpoint has the adapter ``part``: the backbone's in ``adapter``, others under their own names."""
+    return ADAPTER if part == f"backbone.{ADAPTER}" else part
 
 
 def absolute(config: RunConfig, context: BuildContext) -> RunConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmllm.config.base import BuildContext
+from mmllm.config.pieces import split
 from mmllm.config.run import ModelConfig, RunConfig
 from mmllm.errors import CheckpointError
 from mmllm.model import MultimodalLM
@@ -15,9 +16,12 @@ from mmllm.pretrained import cached_commit, read_json
 
 
 def stored_parts(model: MultimodalLM, config: ModelConfig, context: BuildContext, trained: Iterable[str]) -> list[str]:
-    """The parts that a checkpoint must hold: trained ones, and those at random values that no file could bring back."""
-    kept = set(trained)
-    return [name for name in model.parts() if name in kept or not _reference(config, context, name)]
+    """The parts that a checkpoint must hold: trained ones, and those at random values that no file could bring back; of
+    others the layers that were trained.
+    """
+    kept = list(trained)
+    whole = [name for name in model.parts() if name in kept or not _reference(config, context, name)]
+    return whole + [name for name in kept if split(name)[0] not in whole]
 
 
 def references(

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 from mmllm.config.base import BuildContext
+from mmllm.config.pieces import split
 from mmllm.config.run import RunConfig, StageConfig
 from mmllm.data.dataset import SkipLog, open_stage
 from mmllm.data.mixture import StageData
@@ -79,8 +80,9 @@ class StageRun:
         self.due, self.without_loss = False, 0  # a save is due; steps in a row until now without a finite loss
         if run.position is not None and run.position.stage == stage.name:
             self._restore(run.position)
-        names = {*run.trained, *(part.name for part in self.parts)}
-        run.trained = [name for name in model.parts() if name in names]
+        names = dict.fromkeys([*run.trained, *(part.name for part in self.parts)])
+        whole = [name for name in model.parts() if name in names]
+        run.trained = whole + [name for name in names if split(name)[0] not in whole]
         self.clock = time.monotonic()
 
     def run(self) -> None:

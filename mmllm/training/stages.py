@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from mmllm.config.contradictions import matching, pattern_problems, rate
+from mmllm.config.pieces import select, split
 from mmllm.config.run import StageConfig
 from mmllm.data.mixture import StageData
 from mmllm.errors import ConfigError, DataError, TrainingError
-from mmllm.model import ADAPTER_WORDS, MultimodalLM
+from mmllm.model import Input, MultimodalLM
+
+if TYPE_CHECKING:
+    from mmllm.adapters.base import Adapter
 
 # Optimizer steps after which a declared part that has seen its modality must have had a gradient other than zero. One
 # step is too few: LoRA's A matrix has a zero gradient until B has left zero.
@@ -36,29 +40,29 @@ def resolve(stage: StageConfig, parts: Mapping[str, dict[str, nn.Parameter]]) ->
     """The parts that ``stage.train`` names, in model order, with their rates.
 
     Patterns are shell-style over part names (``inputs.*.projector``); ``backbone`` alone means the backbone's own
-    weights. Generators stay frozen: no pattern means them. Raises ``ConfigError`` for every pattern of ``train`` or
-    ``part_lr`` that matches nothing.
+    weights, ``backbone.layers.20-31`` those of twelve of its layers, which are a part of their own here. Generators stay
+    frozen: no pattern means them. Raises ``ConfigError`` for every pattern of ``train`` or ``part_lr`` that matches nothing.
     """
     problems = pattern_problems(f"stages.{stage.name}", stage.train, stage.part_lr, parts)
     if problems:
         raise ConfigError(problems)
-    return [TrainedPart(name, parts[name], rate(stage, name)) for name in matching(stage.train, parts)]
+    return [TrainedPart(name, select(parts, name), rate(stage, name)) for name in matching(stage.train, parts)]
 
 
 def set_dtypes(model: MultimodalLM, trained: Iterable[str], precision: Literal["fp32", "bf16", "fp16"]) -> None:
     """Give every parameter the dtype it keeps for the whole run.
 
-    Parts that any stage trains (``trained``) are float32 masters. The matrices of all others are cast to the half type
+    What any stage trains (``trained``, parts or pieces) are float32 masters. All other matrices are cast to the half type
     once: autocast casts a float32 weight that needs no gradient again in every forward pass. Vectors (norms, biases)
     stay float32, which normalisation layers need. Models of codes stay float32 altogether.
     """
-    kept = {*trained, *model.exact_parts()}
-    for part, parameters in model.parts().items():
-        for parameter in parameters.values():
-            if not parameter.is_floating_point():
-                continue
-            half = precision != "fp32" and part not in kept and parameter.ndim >= 2
-            parameter.data = parameter.data.to(HALF[precision] if half else torch.float32)
+    parts = model.parts()
+    kept = {id(p) for name in (*trained, *model.exact_parts()) for p in select(parts, name).values()}
+    for parameter in model.parameters():
+        if not parameter.is_floating_point():
+            continue
+        half = precision != "fp32" and id(parameter) not in kept and parameter.ndim >= 2
+        parameter.data = parameter.data.to(HALF[precision] if half else torch.float32)
 
 
 def freeze(model: MultimodalLM, trained: Iterable[TrainedPart], *, gradient_checkpointing: bool) -> None:
@@ -66,36 +70,55 @@ def freeze(model: MultimodalLM, trained: Iterable[TrainedPart], *, gradient_chec
 
     Frozen encoders run in eval mode: their dropout is off and batch statistics do not move. Those of batch norm never
     move, also in trained encoders (ResNets): batches here are small and differ between processes. A frozen backbone's
-    dropout is off as well; only the modules that do the checkpointing stay in train mode, where alone it works, and with
-    them the dropout that a few families (OPT) compute there.
+    dropout is off as well, and that of the frozen layers of a part that trains in others; only the modules that do the
+    checkpointing stay in train mode, where alone it works, and with them the dropout that a few families (OPT) compute there.
     """
-    names = {part.name for part in trained}
-    for part, parameters in model.parts().items():
-        for parameter in parameters.values():
-            parameter.requires_grad_(part in names)
+    learning = {id(p) for part in trained for p in part.parameters.values()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in learning)
     model.train()
-    for name in model.inputs:
-        encoder = model.inputs[name].encoder.train(f"inputs.{name}.encoder" in names)  # type: ignore[union-attr]
+    for one in model.inputs.values():
+        encoder = cast(Input, one).encoder
+        _set_modes(encoder, cast(Input, one).adapter, learning)
         for module in encoder.modules():
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 module.eval()
-    if "backbone" not in names:
-        for name, module in model.backbone.model.named_modules():
-            adapter = any(word.startswith(ADAPTER_WORDS) for word in name.split("."))
-            checkpoints = gradient_checkpointing and hasattr(module, "gradient_checkpointing")
-            module.training = checkpoints or (adapter and "backbone.adapter" in names)
+    _set_modes(model.backbone.model, model.backbone.adapter, learning)
     if gradient_checkpointing:
+        for module in model.backbone.model.modules():
+            module.training |= hasattr(module, "gradient_checkpointing")
         # Non-reentrant: works when the embeddings that enter need no gradient (LoRA alone), and under DDP.
         model.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
 
 
+def _set_modes(root: nn.Module, adapter: Adapter | None, learning: Collection[int]) -> None:
+    """Train mode for the modules of ``root`` whose own parameters all learn (``learning`` are ids) and for a learning
+    adapter's, eval mode for all others.
+    """
+    added = {id(p): id(p) in learning for name, p in root.named_parameters() if adapter and adapter.owns(name)}
+    root.eval()
+    for name, module in root.named_modules():
+        own = [id(p) in learning for p in module.parameters() if id(p) not in added]
+        if own and all(own):
+            module.train()
+        elif adapter and adapter.owns(name):
+            module.training |= any(added.values())
+
+
 def part_rows(model: MultimodalLM, trained: Iterable[TrainedPart]) -> list[list[str]]:
-    """A row per part: name, number of parameters, trained or frozen, rate. The first row is the heading."""
+    """A row per part: name, number of parameters, trained or frozen, rate; rows of their own for layers of a part that are
+    trained. The first row is the heading.
+    """
     rates = {part.name: part.lr for part in trained}
     rows = [["part", "parameters", "", "learning rate"]]
-    for name, parameters in model.parts().items():
-        count = f"{sum(p.numel() for p in parameters.values()):,}"
-        rows.append([name, count, *(("trained", f"{rates[name]:.3g}") if name in rates else ("frozen", ""))])
+    parts = model.parts()
+    for name in parts:
+        layers = [piece for piece in rates if split(piece)[0] == name and piece != name]
+        sizes = {piece: sum(p.numel() for p in select(parts, piece).values()) for piece in (name, *layers)}
+        sizes[name] -= sum(sizes[piece] for piece in layers)
+        for piece, count in sizes.items():
+            state = ("trained", f"{rates[piece]:.3g}") if piece in rates else ("frozen", "")
+            rows.append([piece, f"{count:,}", *state])
     return rows
 
 
@@ -155,7 +178,7 @@ class GradientWatch:
                     "remove the part from `train`, or the unused layers from the model"
                 )
             self._silent[part] = {n: p for n, p in parameters.items() if not bool(p.grad.any())}  # type: ignore[union-attr]
-            self._seen[part] += part.startswith("backbone") or part.rpartition(".")[0] in present
+            self._seen[part] += part.startswith("backbone") or ".".join(part.split(".")[:2]) in present
             if self._silent[part] and self._seen[part] < GRADIENT_DEADLINE:
                 continue
             silent = list(self._silent.pop(part))

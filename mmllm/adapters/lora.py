@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt
 
 from mmllm.config.families import AdapterConfig
-from mmllm.errors import ConfigError, brief
 
 if TYPE_CHECKING:
-    from torch import nn
+    from mmllm.adapters.base import Adapter
 
 
 class LoraConfig(AdapterConfig):
@@ -29,22 +27,16 @@ class LoraConfig(AdapterConfig):
     def tiny(self) -> Self:
         return self.model_copy(update={"rank": 2})
 
-    def apply(self, model: Any) -> nn.Module:
+    def attach(self, model: Any) -> Adapter:
         import peft
 
-        config = peft.LoraConfig(
+        from mmllm.adapters.wrapped import Wrapped, linear_layers
+
+        settings = peft.LoraConfig(
             r=self.rank,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
-            target_modules=self.targets,
-            task_type="CAUSAL_LM",
+            target_modules=linear_layers(model) if self.targets == "all-linear" else self.targets,
             bias="none",
         )
-        with warnings.catch_warnings():
-            # peft asks transformers for a property by its old name; nothing that a user could act on.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-            try:
-                wrapped: nn.Module = peft.get_peft_model(model, config)
-            except ValueError as error:  # no such modules, or a family whose modules take no adapter
-                raise ConfigError([("adapter.targets", f"peft refuses it: {brief(error)}")]) from error
-        return wrapped
+        return Wrapped(model, settings)

@@ -1,0 +1,1 @@
+"""Adapters: few trained parameters in a frozen language model or encoder."""
