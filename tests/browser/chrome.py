@@ -70,3 +70,24 @@ def kept(page: Page) -> str:
 
 def users(page: Page) -> Any:
     return page.locator("#chat [data-testid=user]")
+
+
+# In one task of the browser, so that nothing can happen in between: types into fields, sends what is in the box, and
+# types other things.
+TYPE_AND_SEND = """([before, message, after]) => {
+    const type = ([field, value]) => {
+        field.value = value;
+        field.dispatchEvent(new Event("input", {bubbles: true}));
+    };
+    before.forEach(type);
+    type([document.querySelector("#box textarea"), message]);
+    document.querySelector("#box .submit-button").click();
+    after.forEach(type);
+}"""
+
+
+def type_and_send(page: Page, message: str, fields: dict[str, tuple[str, str]]) -> None:
+    """``fields``: by label, what is typed at the same moment before and after ``message`` is sent."""
+    handles = {label: page.locator(f"[aria-label='{label}']").element_handle() for label in fields}
+    before, after = ([[handles[label], values[i]] for label, values in fields.items()] for i in (0, 1))
+    page.evaluate(TYPE_AND_SEND, [before, message, after])

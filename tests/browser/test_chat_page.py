@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser.chrome import attach, bot, box, marks, picture_file, say, until
+from browser.chrome import attach, bot, box, marks, picture_file, say, type_and_send, until
 from needs import needed
 from playwright.sync_api import BrowserContext, Page, expect
 
@@ -228,6 +228,74 @@ def test_every_seed_is_answered(visit: Callable[..., Page], server: Server, seed
     used = server.assistant.options[-1]["seed"]
     assert used == {"-7": None, "": None, "5": 5}.get(seed, used)
     assert used is None or 0 <= used < 2**63
+
+
+# Opens a panel with the browser too busy to draw, types as soon as the fields are there, and lets it draw again.
+TYPE_WHILE_OPENING = """([panel, values]) => new Promise((done) => {
+    const held = [];
+    const draw = window.requestAnimationFrame.bind(window);
+    window.requestAnimationFrame = (callback) => held.push(callback);
+    const type = () => {
+        const fields = Object.keys(values).map((label) => document.querySelector(`[aria-label="${label}"]`));
+        if (!fields.every(Boolean)) return setTimeout(type);
+        fields.forEach((field) => {
+            field.value = values[field.getAttribute("aria-label")];
+            field.dispatchEvent(new Event("input", {bubbles: true}));
+        });
+        window.requestAnimationFrame = draw;
+        held.forEach((callback) => draw(callback));
+        setTimeout(() => done(fields.map((field) => field.value)), 500);
+    };
+    [...document.querySelectorAll("#settings button")].find((button) => button.innerText.includes(panel)).click();
+    type();
+})"""
+
+
+@pytest.mark.parametrize(
+    ("panel", "values"),
+    [
+        ("Parameters", {"Seed": "5", "System prompt": "Be kind.", "number input for Temperature": "0.7"}),
+        ("Model", {"Open a model folder": "runs/mine"}),
+    ],
+)
+def test_what_is_typed_while_a_panel_opens_stays(
+    visit: Callable[..., Page], panel: str, values: dict[str, str]
+) -> None:
+    assert visit().evaluate(TYPE_WHILE_OPENING, [panel, values]) == list(values.values())
+
+
+def test_the_answer_is_made_with_the_settings_that_were_there_when_it_was_asked_for(
+    visit: Callable[..., Page], server: Server
+) -> None:
+    page = visit()
+    page.get_by_role("button", name="Parameters").click()
+    words = {"System prompt": ("Be kind.", "Be rude."), "Seed": ("5", "6")}
+    numbers = {"Temperature": ("0.7", "0.8"), "Top-p": ("0.9", "0.5"), "Most tokens in an answer": ("33", "44")}
+    type_and_send(page, "hello", {**words, **{f"number input for {key}": value for key, value in numbers.items()}})
+    expect(bot(page)).to_contain_text("You said hello with 0 files.")
+    assert server.assistant.options[-1] == {"max_new_tokens": 33, "temperature": 0.7, "top_p": 0.9, "seed": 5}
+    assert server.assistant.requests[-1][0] == {"role": "system", "content": "Be kind."}
+    asked = len(server.assistant.requests)
+    page.get_by_role("button", name="Retry").click()
+    until(lambda: len(server.assistant.requests) > asked)
+    assert server.assistant.options[-1] == {"max_new_tokens": 44, "temperature": 0.8, "top_p": 0.5, "seed": 6}
+    assert server.assistant.requests[-1][0] == {"role": "system", "content": "Be rude."}
+
+
+def test_a_question_that_waits_keeps_its_settings(visit: Callable[..., Page], server: Server) -> None:
+    first, second = visit(), visit()
+    say(first, "long")
+    expect(bot(first)).to_contain_text("word5")
+    second.get_by_role("button", name="Parameters").click()
+    second.get_by_role("spinbutton", name="Seed").fill("5")
+    say(second, "me too")
+    expect(second.get_by_text("queue: 1/1")).to_be_visible()
+    second.get_by_role("spinbutton", name="Seed").fill("6")
+    say(second, "and this?")
+    expect(second.get_by_role("alert")).to_contain_text("still being answered")
+    first.get_by_role("button", name="Stop", exact=True).click()
+    expect(bot(second)).to_contain_text("You said me too with 0 files.")
+    assert server.assistant.options[-1]["seed"] == 5
 
 
 def test_a_value_that_gradio_refuses_is_told_and_the_question_comes_back(
