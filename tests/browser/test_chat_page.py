@@ -221,8 +221,8 @@ def test_a_model_that_cannot_be_loaded_is_told_once(context: BrowserContext, tmp
 def test_every_seed_is_answered(visit: Callable[..., Page], server: Server, seed: str) -> None:
     page = visit()
     page.get_by_role("button", name="Parameters").click()
-    page.get_by_label("Seed").fill(seed)
-    page.get_by_label("Seed").press("Tab")
+    page.get_by_role("spinbutton", name="Seed", exact=True).fill(seed)
+    page.get_by_role("spinbutton", name="Seed", exact=True).press("Tab")
     say(page, "seed")
     expect(bot(page)).to_contain_text("You said seed with 0 files.")
     used = server.assistant.options[-1]["seed"]
@@ -287,10 +287,10 @@ def test_a_question_that_waits_keeps_its_settings(visit: Callable[..., Page], se
     say(first, "long")
     expect(bot(first)).to_contain_text("word5")
     second.get_by_role("button", name="Parameters").click()
-    second.get_by_role("spinbutton", name="Seed").fill("5")
+    second.get_by_role("spinbutton", name="Seed", exact=True).fill("5")
     say(second, "me too")
     expect(second.get_by_text("queue: 1/1")).to_be_visible()
-    second.get_by_role("spinbutton", name="Seed").fill("6")
+    second.get_by_role("spinbutton", name="Seed", exact=True).fill("6")
     say(second, "and this?")
     expect(second.get_by_role("alert")).to_contain_text("still being answered")
     first.get_by_role("button", name="Stop", exact=True).click()
@@ -613,7 +613,7 @@ def test_a_phone_needs_no_sideways_scrolling(visit: Callable[..., Page], dialogu
         expect(bot(page)).to_contain_text("end")
         for name in ("Model", "Parameters"):
             page.get_by_role("button", name=name, exact=False).first.click()
-        expect(page.get_by_label("Seed")).to_be_visible()
+        expect(page.get_by_role("spinbutton", name="Seed", exact=True)).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.get_by_role("button", name="Submit").bounding_box()["x"] < 340
 
@@ -622,7 +622,7 @@ def test_every_control_has_a_name(visit: Callable[..., Page]) -> None:
     page = visit()
     for name in ("Model", "Parameters"):
         page.get_by_role("button", name=name).first.click()
-    expect(page.get_by_label("Seed")).to_be_visible()
+    expect(page.get_by_role("spinbutton", name="Seed", exact=True)).to_be_visible()
     nameless = page.evaluate("""() => [...document.querySelectorAll("button, input, textarea, select")]
         .filter(e => e.offsetParent && !e.disabled)
         .filter(e => !(e.getAttribute("aria-label") || e.innerText || e.title || e.labels?.length
