@@ -235,11 +235,13 @@ TYPE_WHILE_OPENING = """([panel, values]) => new Promise((done) => {
     const held = [];
     const draw = window.requestAnimationFrame.bind(window);
     window.requestAnimationFrame = (callback) => held.push(callback);
+    const name = (field) => field.getAttribute("aria-label") ?? field.labels?.[0]?.textContent.trim();
     const type = () => {
-        const fields = Object.keys(values).map((label) => document.querySelector(`[aria-label="${label}"]`));
+        const all = [...document.querySelectorAll("#settings :is(input, textarea)")];
+        const fields = Object.keys(values).map((label) => all.find((field) => name(field) === label));
         if (!fields.every(Boolean)) return setTimeout(type);
         fields.forEach((field) => {
-            field.value = values[field.getAttribute("aria-label")];
+            field.value = values[name(field)];
             field.dispatchEvent(new Event("input", {bubbles: true}));
         });
         window.requestAnimationFrame = draw;
@@ -413,6 +415,27 @@ def test_markdown_and_code_are_rendered(visit: Callable[..., Page]) -> None:
     say(page, "say **bold** and `<i>` end")
     expect(bot(page).locator("strong")).to_have_text("bold")
     expect(bot(page).locator("code")).to_have_text("<i>")
+
+
+@pytest.mark.parametrize(("text", "rightwards"), [("hello world!", True), ("שלום עולם!", False)])
+def test_words_run_as_their_script_does(visit: Callable[..., Page], text: str, rightwards: bool) -> None:
+    page = visit()
+    say(page, f"say {text}")
+    expect(bot(page)).to_contain_text(text)
+    first, last = (
+        bot(page)
+        .locator("p")
+        .evaluate("""paragraph => {
+        const place = (index) => {
+            const range = document.createRange();
+            range.setStart(paragraph.firstChild, index);
+            range.setEnd(paragraph.firstChild, index + 1);
+            return range.getBoundingClientRect().left;
+        };
+        return [place(0), place(paragraph.firstChild.length - 1)];
+    }""")
+    )
+    assert (first < last) is rightwards
 
 
 def test_undo_keeps_the_draft(visit: Callable[..., Page]) -> None:
