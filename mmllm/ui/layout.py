@@ -92,7 +92,7 @@ class Controls:
                 self.forget = gr.Button("Delete these", size="sm")
         with gr.Column(elem_id="small-print"):
             self.status = gr.Markdown(f"Loading {short(first)} …")
-            with gr.Column():
+            with gr.Column(elem_id="generators"):
                 self._lay_out_generators()
             gr.Markdown(f"A thumb up or down saves the words of that exchange (no media) to `{feedback}`.")
         self.making = gr.State({})  # the numbers of the chosen model's generators, once it is there
