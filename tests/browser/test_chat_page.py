@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -284,19 +285,31 @@ def test_the_answer_is_made_with_the_settings_that_were_there_when_it_was_asked_
     assert server.assistant.requests[-1][0] == {"role": "system", "content": "Be rude."}
 
 
-def test_a_question_that_waits_keeps_its_settings(visit: Callable[..., Page], server: Server) -> None:
+def test_a_question_that_waits_keeps_its_settings(
+    visit: Callable[..., Page], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+
+    def hold(*_: Any) -> Iterator[str]:
+        go.wait()
+        yield "at last"
+
+    monkeypatch.setattr(server.assistant, "_words", hold)
+    asked = len(server.assistant.requests)
     first, second = visit(), visit()
-    say(first, "long")
-    expect(bot(first)).to_contain_text("word5")
-    second.get_by_role("button", name="Parameters").click()
-    second.get_by_role("spinbutton", name="Seed", exact=True).fill("5")
-    say(second, "me too")
-    expect(second.get_by_text("queue: 1/1")).to_be_visible()
-    second.get_by_role("spinbutton", name="Seed", exact=True).fill("6")
-    say(second, "and this?")
-    expect(second.get_by_role("alert")).to_contain_text("still being answered")
-    first.get_by_role("button", name="Stop", exact=True).click()
-    expect(bot(second)).to_contain_text("You said me too with 0 files.")
+    try:
+        say(first, "one")
+        until(lambda: len(server.assistant.requests) > asked)
+        second.get_by_role("button", name="Parameters").click()
+        second.get_by_role("spinbutton", name="Seed", exact=True).fill("5")
+        say(second, "me too")
+        expect(second.get_by_text("queue: 1/1")).to_be_visible()
+        second.get_by_role("spinbutton", name="Seed", exact=True).fill("6")
+        say(second, "and this?")
+        expect(second.get_by_role("alert")).to_contain_text("still being answered")
+    finally:
+        go.set()
+    expect(bot(second)).to_contain_text("at last")
     assert server.assistant.options[-1]["seed"] == 5
 
 
