@@ -12,7 +12,7 @@ import yaml
 from mmllm.cli import CONFIG_FOLDERS, main
 from mmllm.config.base import BuildContext
 from mmllm.config.contradictions import with_lengths
-from mmllm.config.load import load
+from mmllm.config.load import dump, load
 
 CONFIGS = sorted(CONFIG_FOLDERS[1].rglob("*.yaml"))
 
@@ -226,7 +226,9 @@ def test_an_unknown_hub_architecture_is_a_contradiction_not_a_download(
     assert "architecture" in capsys.readouterr().err
 
 
-def test_a_stage_without_max_length_gets_the_backbones_positions(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stage_without_max_length_gets_the_backbones_positions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file, offline = CONFIG_FOLDERS[1] / "examples" / "clip-qformer-whisper-mlp.yaml", BuildContext(weights=False)
     gpt2 = "model.backbone.architecture={model_type: gpt2, n_positions: 640}"
 
@@ -235,6 +237,9 @@ def test_a_stage_without_max_length_gets_the_backbones_positions(capsys: pytest.
 
     assert lengths(gpt2) == [640, 640]
     assert lengths("stages.0.max_length=99") == [99, 2048]
+    resolved = with_lengths(load(file, [gpt2]), offline)
+    (tmp_path / "resolved.yaml").write_text(dump(resolved), encoding="utf-8")
+    assert load(tmp_path / "resolved.yaml") == resolved
     assert main(["plan", str(file), gpt2]) == 0
     assert main(["plan", str(file), gpt2, "stages.0.max_length=641"]) == 2
     assert "640 positions" in capsys.readouterr().err

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import html
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from mmllm.chat.kept import MAX_CHATS, MAX_MEDIA_BYTES
-from mmllm.chat.session import SUFFIXES, file_types, plural
+from mmllm.chat.session import PLURALS, SUFFIXES, file_types
 from mmllm.chat.shelf import EMBEDDED
 from mmllm.ui.assets import EXAMPLES, example_files
 
@@ -25,6 +25,10 @@ KEPT = (
 )
 ANY_SEED = "empty or below 0: a new one each time"
 RANGES = {"steps": (100, 1), "guidance": (20, 0.5)}
+# gradio draws what is in a closed accordion (False) only when that is opened, and a frame later puts the first values
+# back, over whatever has been typed by then. An accordion that is merely not open is drawn whole from the start.
+CLOSED = 0
+ABSENT = "absent"  # the class of what the chosen model does not have
 # A longer pasted text would silently become a file, of a kind that no model takes. As text it gets an answer or a reason.
 LONGEST_TEXT = 10**9
 
@@ -71,47 +75,72 @@ class Controls:
             )
             self.comment_send = gr.Button("Add comment", size="sm", scale=0)
         with gr.Row(elem_id="settings"):
-            with gr.Column(min_width=300), gr.Accordion("Model", open=False):
+            with gr.Column(min_width=300), gr.Accordion("Model", open=CLOSED):
                 self.model = gr.Radio(choices(names), value=first, label="Model")
                 with gr.Row():
                     self.folder = gr.Textbox(label="Open a model folder", placeholder="runs/my-model", scale=1)
                     self.open = gr.Button("Open", size="sm", scale=0)
-            with gr.Column(min_width=300), gr.Accordion("Parameters", open=False):
+            with gr.Column(min_width=300), gr.Accordion("Parameters", open=CLOSED):
                 self.system = gr.Textbox("", label="System prompt", placeholder="None", lines=2, max_lines=6)
                 self.temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: the likeliest word")
                 self.top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="1: all words may be drawn")
                 self.max_tokens = gr.Slider(1, 1024, 256, step=1, label="Most tokens in an answer")
                 self.seed = gr.Number(-1, precision=0, label="Seed", info=ANY_SEED)
-            with gr.Column(min_width=300), gr.Accordion("Earlier chats", open=False) as self.history:
+            with gr.Column(min_width=300), gr.Accordion("Earlier chats", open=CLOSED) as self.history:
                 gr.Markdown(KEPT, elem_id="kept")
                 self.earlier = gr.Radio([], label="Open a chat", elem_id="earlier")
                 self.forget = gr.Button("Delete these", size="sm")
-        self.making, self.media = gr.State({}), gr.State({})
-        panels = (
-            gr.Column()
-        )  # not in an accordion: gradio draws what changes in an open one only when it is opened again
         with gr.Column(elem_id="small-print"):
             self.status = gr.Markdown(f"Loading {short(first)} …")
-            with (
-                panels
-            ):  # when the status changes, since a state that an unqueued event sets does not tell of its change
-                gr.render(inputs=self.making, triggers=[self.status.change], queue=False)(self._draw_generators)
+            with gr.Column(elem_id="generators"):
+                self._lay_out_generators()
             gr.Markdown(f"A thumb up or down saves the words of that exchange (no media) to `{feedback}`.")
+        self.making = gr.State({})  # the numbers of the chosen model's generators, once it is there
+        self.asked = gr.State(None)  # the settings as they were when the question was sent
         self.saved, self.key, self.kept, self.chosen = [gr.Textbox(visible=False) for _ in range(4)]
         # The page's own events keep what is typed meanwhile; those for programs have simpler results.
         self.programs = {name: gr.Button(visible=False) for name in ("send", "reply", "stop", "clear")}
         self.timer = gr.Timer(0.5)
 
-    def _draw_generators(self, making: dict[str, dict[str, float]]) -> None:
-        """Steps, guidance and seed for each modality that is made."""
-        hidden = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
-        for name, numbers in making.items():
-            with gr.Accordion(f"{plural(name).capitalize()} it makes", open=False):
-                controls = {option: _slider(option, value, plural(name)) for option, value in numbers.items()}
-                seed = f"Seed of {plural(name)}"
-                controls["seed"] = gr.Number(-1, precision=0, label=seed, info=ANY_SEED, interactive=True)
-            for option, control in controls.items():
-                control.change(partial(_changed, name, option), [self.media, control], self.media, **hidden)
+    def _lay_out_generators(self) -> None:
+        """Steps, guidance and seed for each modality; ``generators`` shows those that a model has.
+
+        All of them are there from the start and not drawn for each model, so that their values travel with a question.
+        """
+        self.panels: dict[str, gr.Accordion] = {}
+        self.numbers: dict[tuple[str, str], gr.Slider | gr.Number] = {}
+        for name, media in PLURALS.items():
+            with gr.Accordion(f"{media.capitalize()} it makes", open=CLOSED, elem_classes=ABSENT) as self.panels[name]:
+                for option, (top, step) in RANGES.items():
+                    label = f"{option.capitalize()} of {media}"
+                    slider = gr.Slider(step, top, step, step=step, label=label, interactive=True)
+                    self.numbers[name, option] = slider
+                seed = gr.Number(-1, precision=0, label=f"Seed of {media}", info=ANY_SEED, interactive=True)
+                self.numbers[name, "seed"] = seed
+
+    def generators(self, making: Mapping[str, Mapping[str, float]]) -> dict[Any, Any]:
+        """Updates: the panels of the modalities in ``making``, each at its generator's own numbers; no others."""
+        updates = {panel: _present(name in making) for name, panel in self.panels.items()}
+        for (name, option), control in self.numbers.items():
+            own = making.get(name, {}).get(option)
+            if option == "seed":
+                updates[control] = -1
+            elif own is None:
+                updates[control] = _present(False)
+            else:
+                top, step = RANGES[option]
+                limits = {"minimum": min(step, own), "maximum": max(top, own)}
+                updates[control] = _present(True, value=own, info=f"its own: {own:g}", **limits)
+        return updates
+
+    def wishes(self, making: Mapping[str, Mapping[str, float]], values: Sequence[Any]) -> dict[str, dict[str, Any]]:
+        """What ``values``, those of ``numbers``, change of the generators' own numbers ``making``."""
+        wishes: dict[str, dict[str, Any]] = {}
+        for (name, option), value in zip(self.numbers, values, strict=True) if making else ():
+            own, number = making.get(name), seed_of(value) if option == "seed" else value
+            if own is not None and (option in own or option == "seed") and number not in (None, own.get(option)):
+                wishes.setdefault(name, {})[option] = number
+        return wishes
 
     def _message_box(self, **where: object) -> gr.MultimodalTextbox:
         return gr.MultimodalTextbox(
@@ -126,23 +155,9 @@ class Controls:
         )
 
 
-def _slider(option: str, value: float, media: str) -> gr.Slider:
-    top, step = RANGES[option]
-    return gr.Slider(
-        min(step, value),
-        max(top, value),
-        value,
-        step=step,
-        label=f"{option.capitalize()} of {media}",
-        info=f"its own: {value:g}",
-        interactive=True,
-    )
-
-
-def _changed(name: str, option: str, media: dict[str, dict[str, Any]], value: float | None) -> dict[str, Any]:
-    """``media`` with ``option`` of ``name`` changed, or without it where ``value`` says "as you like"."""
-    options = {**media.get(name, {}), option: seed_of(value) if option == "seed" else value}
-    return {**media, name: {key: found for key, found in options.items() if found is not None}}
+def _present(there: bool, **changes: Any) -> Any:
+    """``changes`` of a control that the chosen model has or, if not ``there``, has not."""
+    return gr.update(elem_classes=[] if there else [ABSENT], **changes)
 
 
 def seed_of(value: float | None) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -60,10 +60,11 @@ class _Page(Controls):
         device = {"concurrency_limit": 1, "concurrency_id": "device", "trigger_mode": "multiple"}
         quick = {"queue": False, "show_progress": "hidden"}
         hidden = {**quick, "api_visibility": "private"}
-        page = [self.session, self.chat, self.back, self.box, self.alert]
+        page = [self.session, self.chat, self.back, self.box, self.alert, self.asked]
         rewound = [*page, self.comment_row]
-        settings = [self.model, self.system, self.temperature, self.top_p, self.max_tokens, self.seed, self.media]
-        asking = [self.session, *settings]
+        settings = [self.model, self.system, self.temperature, self.top_p, self.max_tokens, self.seed]
+        # They go with the question, not with the request for its answer: they may be changed between the two.
+        asking = [*settings, self.making, *self.numbers.values()]
 
         def guarded(event: Any, refused: Any = self.refused) -> Any:
             """``event``, with an alert when gradio itself refuses it, before or instead of calling our method."""
@@ -80,7 +81,7 @@ class _Page(Controls):
 
         def answers(event: Any) -> None:
             progress = {"show_progress": "minimal", "show_progress_on": self.chat, "api_visibility": "private"}
-            answer = settled(guarded(event)).success(self.reply, asking, page, **progress, **device)
+            answer = settled(guarded(event)).success(self.reply, [self.session, self.asked], page, **progress, **device)
             settled(answer)
             settled(answer.failure(self.unanswered, self.session, page, **hidden))
 
@@ -88,18 +89,19 @@ class _Page(Controls):
         results = [self.session, self.chat, self.back, self.alert]
         programs = {name: button.click for name, button in self.programs.items()}
         programs["send"](self.send_of_program, [self.session, self.sent], results, api_name="send", **quick)
-        programs["reply"](self.reply_of_program, asking, results, api_name="reply", **device)
+        programs["reply"](self.reply_of_program, [self.session, *settings], results, api_name="reply", **device)
         programs["stop"](self.stop_of_program, self.session, results, api_name="stop", **quick)
         programs["clear"](self.clear_of_program, self.session, results, api_name="clear", **quick)
 
         # The browser empties the box at once: words typed while the question travels are the next message's.
         self.box.submit(None, self.box, [self.sent, self.box], js=script("take"), **hidden)
-        sent = self.box.submit(self.send, [self.session, self.sent], page, trigger_mode="multiple", **hidden)
+        question = [self.session, self.sent, *asking]
+        sent = self.box.submit(self.send, question, page, trigger_mode="multiple", **hidden)
         sent.failure(None, [self.sent, self.box], [self.sent, self.box], js=script("give_back"), **hidden)
         answers(sent)
-        answers(self.chat.example_select(self.send_example, self.session, page, **hidden))
-        answers(self.chat.retry(self.retry, self.session, rewound, **hidden))
-        answers(self.chat.edit(self.edit, self.session, rewound, **hidden))
+        answers(self.chat.example_select(self.send_example, [self.session, *asking], page, **hidden))
+        answers(self.chat.retry(self.retry, [self.session, *asking], rewound, **hidden))
+        answers(self.chat.edit(self.edit, [self.session, *asking], rewound, **hidden))
         settled(guarded(self.chat.undo(self.undo, self.session, rewound, **hidden)))
         settled(guarded(self.new.click(self.clear, self.session, rewound, **hidden)))
         forgotten = self.chat.clear(None, None, None, js="() => window.mmllmChats.forget()", **hidden)
@@ -115,10 +117,10 @@ class _Page(Controls):
         )
         for event in (self.open.click, self.folder.submit):
             guarded(event(self.open_folder, self.folder, [self.model, self.folder, self.alert], **hidden))
-        self.model.change(self.pick, self.model, [self.status, self.timer, self.alert], **hidden)
+        loading = [self.status, self.timer, self.alert, self.making, *self.panels.values(), *self.numbers.values()]
+        self.model.change(self.pick, self.model, loading, **hidden)
         settled(demo.load(self.restore, [self.key, self.kept], page, js=script("on_load"), **hidden))
-        polled = [self.status, self.timer, self.box, self.alert, self.making, self.media]
-        self.timer.tick(self.poll, self.model, polled, **hidden)
+        self.timer.tick(self.poll, self.model, [*loading, self.box], **hidden)
 
         listing = {"js": script("earlier"), **hidden}
         self.history.expand(None, None, self.earlier, **listing)
@@ -169,43 +171,37 @@ class _Page(Controls):
         """The conversation for the browser to keep."""
         return "" if session is None else pack(session)
 
-    def send(self, session: ChatSession | None, message: dict[str, Any], request: gr.Request) -> Update:
+    def send(self, session: ChatSession | None, message: dict[str, Any], request: gr.Request, *asked: Any) -> Update:
+        """``asked`` are the settings at that moment: the answer is made with them, whenever its turn comes."""
         session = session or self.sessions.of_page(_page_id(request))
         try:
-            return self._ask(session, message["text"], message["files"])
+            return self._ask(session, message["text"], message["files"], asked)
         except MmllmError as error:
             return {self.session: session, self.back: gr.update(value=message), self.alert: alert(str(error))}
 
-    def send_example(self, session: ChatSession | None, data: gr.SelectData, request: gr.Request) -> Update:
+    def send_example(
+        self, session: ChatSession | None, data: gr.SelectData, request: gr.Request, *asked: Any
+    ) -> Update:
         session = session or self.sessions.of_page(_page_id(request))
         text = data.value["text"]
         try:
-            return self._ask(session, text, example_files(text))
+            return self._ask(session, text, example_files(text), asked)
         except MmllmError as error:
             return {self.session: session, self.alert: alert(str(error))}
 
-    def _ask(self, session: ChatSession, text: str, paths: list[str]) -> Update:
+    def _ask(self, session: ChatSession, text: str, paths: list[str], asked: tuple[Any, ...]) -> Update:
         session.idle.wait(END_SECONDS)
         session.add_user(text, paths)
-        return {self.session: session, self.box: busy(), **self._settled(session)}
+        return {self.session: session, self.asked: asked, self.box: busy(), **self._settled(session)}
 
-    def reply(
-        self,
-        session: ChatSession | None,
-        model: str,
-        system: str | None,
-        temperature: float,
-        top_p: float,
-        max_tokens: int,
-        seed: int | None,
-        media: dict[str, dict[str, Any]],
-    ) -> Iterator[Update]:
+    def reply(self, session: ChatSession | None, asked: tuple[Any, ...]) -> Iterator[Update]:
         if session is None or not session.waiting:  # taken back while it stood in the queue
             yield {self.box: gr.skip()}
             return
+        model, system, temperature, top_p, max_tokens, seed, making, *numbers = asked
         session.system_prompt = system or ""
         try:
-            sampling = Sampling(max_tokens, temperature, top_p, seed_of(seed), media)
+            sampling = Sampling(max_tokens, temperature, top_p, seed_of(seed), self.wishes(making, numbers))
             note = "…" if self.shelf.ready(model) else "Loading the assistant…"
             yield {self.box: busy(), **self._shown(session, note)}
             assistant = self.shelf.get(model)
@@ -247,16 +243,16 @@ class _Page(Controls):
             return {self.box: gr.skip()}
         return self._ended(session)
 
-    def retry(self, session: ChatSession, data: gr.RetryData) -> Update:
+    def retry(self, session: ChatSession, data: gr.RetryData, *asked: Any) -> Update:
         session.retry(_index(data.index))
-        return {self.box: busy(), **self._rewound(session)}
+        return {self.asked: asked, self.box: busy(), **self._rewound(session)}
 
-    def edit(self, session: ChatSession, data: gr.EditData) -> Update:
+    def edit(self, session: ChatSession, data: gr.EditData, *asked: Any) -> Update:
         try:
             session.edit(_index(data.index), from_markdown(str(data.value)))
         except MmllmError as error:
             return {**self._shown(session), self.alert: alert(str(error))}
-        return {self.box: busy(), **self._rewound(session)}
+        return {self.asked: asked, self.box: busy(), **self._rewound(session)}
 
     def undo(self, session: ChatSession, data: gr.UndoData) -> Update:
         return {**self._taken_back(session, _index(data.index)), **self._rewound(session)}
@@ -294,8 +290,8 @@ class _Page(Controls):
     def send_of_program(self, session: ChatSession | None, message: dict[str, Any], request: gr.Request) -> Update:
         return self._results(self.send(session, message, request))
 
-    def reply_of_program(self, *asked: Any) -> Iterator[Update]:
-        yield from map(self._results, self.reply(*asked))
+    def reply_of_program(self, session: ChatSession | None, *settings: Any) -> Iterator[Update]:
+        yield from map(self._results, self.reply(session, (*settings, {})))
 
     def stop_of_program(self, session: ChatSession | None) -> Update:
         return self._results(self.stop(session))
@@ -304,7 +300,8 @@ class _Page(Controls):
         return self._results(self.clear(session))
 
     def _results(self, update: Update) -> Update:
-        shown = {control: value for control, value in update.items() if control not in (self.box, self.comment_row)}
+        theirs = (self.box, self.comment_row, self.asked)
+        shown = {control: value for control, value in update.items() if control not in theirs}
         return {self.alert: gr.skip(), **shown}  # gradio takes an empty dictionary for a value
 
     # ---- feedback and files
@@ -358,7 +355,8 @@ class _Page(Controls):
     def pick(self, model: str) -> Update:
         self.shelf.warm(model)
         status = f"Loading {short(model)} …"
-        return {self.status: status, self.timer: gr.Timer(0.5, active=True), self.alert: alert("")}
+        timer = gr.Timer(0.5, active=True)
+        return {self.status: status, self.timer: timer, self.alert: alert(""), **self._making({})}
 
     def poll(self, model: str) -> Update:
         """Called twice a second while a model loads."""
@@ -377,9 +375,12 @@ class _Page(Controls):
             self.status: f"Model: {short(model)}. It takes {takes}, and answers in {makes}.",
             self.timer: gr.Timer(active=False),
             self.box: gr.update(file_types=file_types(kinds)),
-            self.making: {name: dict(numbers) for name, numbers in assistant.making.items()},
-            self.media: {},
+            **self._making(assistant.making),
         }
+
+    def _making(self, making: Mapping[str, Mapping[str, float]]) -> Update:
+        """What the chosen model makes, and the panels for it."""
+        return {self.making: {name: dict(numbers) for name, numbers in making.items()}, **self.generators(making)}
 
 
 def _index(index: int | list[int] | tuple[int, int]) -> int:

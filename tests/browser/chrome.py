@@ -70,3 +70,24 @@ def kept(page: Page) -> str:
 
 def users(page: Page) -> Any:
     return page.locator("#chat [data-testid=user]")
+
+
+# Types into fields and sends what is in the box in one task of the browser, so that nothing can happen in between; types
+# other things in the next task, which is as soon as any visitor could.
+TYPE_AND_SEND = """([before, message, after]) => {
+    const type = ([field, value]) => {
+        field.value = value;
+        field.dispatchEvent(new Event("input", {bubbles: true}));
+    };
+    before.forEach(type);
+    type([document.querySelector("#box textarea"), message]);
+    document.querySelector("#box .submit-button").click();
+    setTimeout(() => after.forEach(type));
+}"""
+
+
+def type_and_send(page: Page, message: str, fields: dict[str, tuple[str, str]]) -> None:
+    """``fields``: by label, what is typed just before and just after ``message`` is sent."""
+    handles = {label: page.get_by_label(label, exact=True).element_handle() for label in fields}
+    before, after = ([[handles[label], values[i]] for label, values in fields.items()] for i in (0, 1))
+    page.evaluate(TYPE_AND_SEND, [before, message, after])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser.chrome import attach, bot, box, marks, picture_file, say, until
+from browser.chrome import attach, bot, box, marks, picture_file, say, type_and_send, until
 from needs import needed
 from playwright.sync_api import BrowserContext, Page, expect
 
@@ -221,13 +222,95 @@ def test_a_model_that_cannot_be_loaded_is_told_once(context: BrowserContext, tmp
 def test_every_seed_is_answered(visit: Callable[..., Page], server: Server, seed: str) -> None:
     page = visit()
     page.get_by_role("button", name="Parameters").click()
-    page.get_by_label("Seed").fill(seed)
-    page.get_by_label("Seed").press("Tab")
+    page.get_by_role("spinbutton", name="Seed", exact=True).fill(seed)
+    page.get_by_role("spinbutton", name="Seed", exact=True).press("Tab")
     say(page, "seed")
     expect(bot(page)).to_contain_text("You said seed with 0 files.")
     used = server.assistant.options[-1]["seed"]
     assert used == {"-7": None, "": None, "5": 5}.get(seed, used)
     assert used is None or 0 <= used < 2**63
+
+
+# Opens a panel with the browser too busy to draw, types as soon as the fields are there, and lets it draw again.
+TYPE_WHILE_OPENING = """([panel, values]) => new Promise((done) => {
+    const held = [];
+    const draw = window.requestAnimationFrame.bind(window);
+    window.requestAnimationFrame = (callback) => held.push(callback);
+    const name = (field) => field.getAttribute("aria-label") ?? field.labels?.[0]?.textContent.trim();
+    const type = () => {
+        const all = [...document.querySelectorAll("#settings :is(input, textarea)")];
+        const fields = Object.keys(values).map((label) => all.find((field) => name(field) === label));
+        if (!fields.every(Boolean)) return setTimeout(type);
+        fields.forEach((field) => {
+            field.value = values[name(field)];
+            field.dispatchEvent(new Event("input", {bubbles: true}));
+        });
+        window.requestAnimationFrame = draw;
+        held.forEach((callback) => draw(callback));
+        setTimeout(() => done(fields.map((field) => field.value)), 500);
+    };
+    [...document.querySelectorAll("#settings button")].find((button) => button.innerText.includes(panel)).click();
+    type();
+})"""
+
+
+@pytest.mark.parametrize(
+    ("panel", "values"),
+    [
+        ("Parameters", {"Seed": "5", "System prompt": "Be kind.", "number input for Temperature": "0.7"}),
+        ("Model", {"Open a model folder": "runs/mine"}),
+    ],
+)
+def test_what_is_typed_while_a_panel_opens_stays(
+    visit: Callable[..., Page], panel: str, values: dict[str, str]
+) -> None:
+    assert visit().evaluate(TYPE_WHILE_OPENING, [panel, values]) == list(values.values())
+
+
+def test_the_answer_is_made_with_the_settings_that_were_there_when_it_was_asked_for(
+    visit: Callable[..., Page], server: Server
+) -> None:
+    page = visit()
+    page.get_by_role("button", name="Parameters").click()
+    words = {"System prompt": ("Be kind.", "Be rude."), "Seed": ("5", "6")}
+    numbers = {"Temperature": ("0.7", "0.8"), "Top-p": ("0.9", "0.5"), "Most tokens in an answer": ("33", "44")}
+    type_and_send(page, "hello", {**words, **{f"number input for {key}": value for key, value in numbers.items()}})
+    expect(bot(page)).to_contain_text("You said hello with 0 files.")
+    assert server.assistant.options[-1] == {"max_new_tokens": 33, "temperature": 0.7, "top_p": 0.9, "seed": 5}
+    assert server.assistant.requests[-1][0] == {"role": "system", "content": "Be kind."}
+    asked = len(server.assistant.requests)
+    page.get_by_role("button", name="Retry").click()
+    until(lambda: len(server.assistant.requests) > asked)
+    assert server.assistant.options[-1] == {"max_new_tokens": 44, "temperature": 0.8, "top_p": 0.5, "seed": 6}
+    assert server.assistant.requests[-1][0] == {"role": "system", "content": "Be rude."}
+
+
+def test_a_question_that_waits_keeps_its_settings(
+    visit: Callable[..., Page], server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = threading.Event()
+
+    def hold(*_: Any) -> Iterator[str]:
+        go.wait()
+        yield "at last"
+
+    monkeypatch.setattr(server.assistant, "_words", hold)
+    asked = len(server.assistant.requests)
+    first, second = visit(), visit()
+    try:
+        say(first, "one")
+        until(lambda: len(server.assistant.requests) > asked)
+        second.get_by_role("button", name="Parameters").click()
+        second.get_by_role("spinbutton", name="Seed", exact=True).fill("5")
+        say(second, "me too")
+        expect(second.get_by_text("queue: 1/1")).to_be_visible()
+        second.get_by_role("spinbutton", name="Seed", exact=True).fill("6")
+        say(second, "and this?")
+        expect(second.get_by_role("alert")).to_contain_text("still being answered")
+    finally:
+        go.set()
+    expect(bot(second)).to_contain_text("at last")
+    assert server.assistant.options[-1]["seed"] == 5
 
 
 def test_a_value_that_gradio_refuses_is_told_and_the_question_comes_back(
@@ -345,6 +428,27 @@ def test_markdown_and_code_are_rendered(visit: Callable[..., Page]) -> None:
     say(page, "say **bold** and `<i>` end")
     expect(bot(page).locator("strong")).to_have_text("bold")
     expect(bot(page).locator("code")).to_have_text("<i>")
+
+
+@pytest.mark.parametrize(("text", "rightwards"), [("hello world!", True), ("שלום עולם!", False)])
+def test_words_run_as_their_script_does(visit: Callable[..., Page], text: str, rightwards: bool) -> None:
+    page = visit()
+    say(page, f"say {text}")
+    expect(bot(page)).to_contain_text(text)
+    first, last = (
+        bot(page)
+        .locator("p")
+        .evaluate("""paragraph => {
+        const place = (index) => {
+            const range = document.createRange();
+            range.setStart(paragraph.firstChild, index);
+            range.setEnd(paragraph.firstChild, index + 1);
+            return range.getBoundingClientRect().left;
+        };
+        return [place(0), place(paragraph.firstChild.length - 1)];
+    }""")
+    )
+    assert (first < last) is rightwards
 
 
 def test_undo_keeps_the_draft(visit: Callable[..., Page]) -> None:
@@ -545,7 +649,9 @@ def test_a_phone_needs_no_sideways_scrolling(visit: Callable[..., Page], dialogu
         expect(bot(page)).to_contain_text("end")
         for name in ("Model", "Parameters"):
             page.get_by_role("button", name=name, exact=False).first.click()
-        expect(page.get_by_label("Seed")).to_be_visible()
+        expect(page.get_by_role("spinbutton", name="Seed", exact=True)).to_be_visible()
+    else:  # the greeting and all examples are seen at once
+        assert page.locator("#chat .bubble-wrap").evaluate("wrap => wrap.scrollHeight <= wrap.clientHeight")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert page.get_by_role("button", name="Submit").bounding_box()["x"] < 340
 
@@ -554,7 +660,7 @@ def test_every_control_has_a_name(visit: Callable[..., Page]) -> None:
     page = visit()
     for name in ("Model", "Parameters"):
         page.get_by_role("button", name=name).first.click()
-    expect(page.get_by_label("Seed")).to_be_visible()
+    expect(page.get_by_role("spinbutton", name="Seed", exact=True)).to_be_visible()
     nameless = page.evaluate("""() => [...document.querySelectorAll("button, input, textarea, select")]
         .filter(e => e.offsetParent && !e.disabled)
         .filter(e => !(e.getAttribute("aria-label") || e.innerText || e.title || e.labels?.length

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser.chrome import answered, bot, box, kept, marks, say, until, users
+from browser.chrome import answered, bot, box, kept, marks, say, type_and_send, until, users
 from needs import needed
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page, expect
@@ -78,8 +78,6 @@ def test_a_bar_fills_while_the_text_goes_on(visit: Callable[..., Page], assistan
     page = visit()
     page.get_by_role("button", name="Pictures it makes").click()
     number(page, "Steps of pictures").fill("100")
-    number(page, "Steps of pictures").press("Tab")
-    page.wait_for_timeout(500)
     page.evaluate(WATCH)
     say(page, "Here [image] " + " ".join(f"w{i}" for i in range(40)))
     expect(bot(page)).to_contain_text("w39")
@@ -99,17 +97,26 @@ def test_the_numbers_of_each_modality_reach_its_generator(visit: Callable[..., P
     for media in ("Pictures", "Sounds", "Clips"):
         page.get_by_role("button", name=f"{media} it makes").click()
     expect(number(page, "Guidance of sounds")).to_have_value(str(assistant.making["audio"]["guidance"]))
-    for label, value in (("Steps of pictures", "3"), ("Guidance of sounds", "4.5")):
-        number(page, label).fill(value)
-        number(page, label).press("Tab")
-    page.get_by_label("Seed of clips").fill("7")
-    page.get_by_label("Seed of clips").press("Tab")
-    page.wait_for_timeout(500)
-    say(page, "nothing")
+    fields = {
+        "number input for Steps of pictures": ("3", "4"),
+        "number input for Guidance of sounds": ("4.5", "5"),
+        "Seed of clips": ("7", "8"),
+    }
+    type_and_send(page, "nothing", fields)
     answered(page)
     expect(bot(page)).to_contain_text("nothing")
     wanted = {"image": {"steps": 3}, "audio": {"guidance": 4.5}, "video": {"seed": 7}}
     assert assistant.options[-1]["media"] == wanted
+
+
+def test_an_example_is_made_with_the_numbers_on_the_page(visit: Callable[..., Page], assistant: Obedient) -> None:
+    page = visit()
+    page.get_by_role("button", name="Sounds it makes").click()
+    page.get_by_label("Seed of sounds").fill("9")
+    asked = len(assistant.options)
+    page.get_by_role("button", name="Select example 4").click()
+    until(lambda: len(assistant.options) > asked)
+    assert assistant.options[-1]["media"] == {"audio": {"seed": 9}}
 
 
 def test_a_model_that_makes_pictures_alone_has_their_numbers_alone(context: BrowserContext, tmp_path: Path) -> None:

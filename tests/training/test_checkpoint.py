@@ -16,8 +16,9 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from mmllm.config.base import BuildContext
+from mmllm.config.contradictions import with_lengths
 from mmllm.config.load import load, parse
-from mmllm.errors import CheckpointError
+from mmllm.errors import CheckpointError, ConfigError
 from mmllm.model import MultimodalLM
 from mmllm.training import checkpoint
 from mmllm.training.run import train
@@ -47,6 +48,22 @@ def test_only_the_newest_are_kept_and_nothing_else_is_left(tmp_path: Path) -> No
     train(config, context)
     names = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
     assert names == ["0-align-00000003", "0-align-00000004"]
+
+
+def test_the_saved_configuration_says_the_length_that_was_used(tmp_path: Path) -> None:
+    file = systems.write_config(tmp_path, {**STAGE, "max_steps": 1}, systems.stage("instruct", max_length=200))
+    short = "model.backbone.architecture.max_position_embeddings=300"
+    config, context = load(file, [short]), BuildContext(root=tmp_path)
+    assert config.stages[0].max_length > 300
+    train(config, context, stages=["align"])
+    for folder in (tmp_path / "run", tmp_path / "run" / "final"):
+        saved = load(folder / "config.yaml")
+        assert [stage.max_length for stage in saved.stages] == [300, 200]
+        assert saved == checkpoint.absolute(with_lengths(config, context), context)
+        assert with_lengths(saved, BuildContext(root=folder)) == saved
+    train(load(file, [short]), context, resume=True, stages=["align"])
+    with pytest.raises(ConfigError, match=r"stages\.0\.max_length: 301 tokens, but the backbone has 300 positions"):
+        train(load(file, [short, "stages.0.max_length=301", f"output={tmp_path / 'other'}"]), context)
 
 
 def test_there_is_no_pickle(finished: Path) -> None:
