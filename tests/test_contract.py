@@ -65,6 +65,16 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"modality": "text", "output": "tokens"},
             {"modality": "imu"},
         ],
+        "vit": [
+            {"pretrained": "google/vit-base-patch16-224", "select": "cls_patch"},
+            {"pretrained": "facebook/deit-base-distilled-patch16-224", "select_layer": -2},
+            {"pretrained": "facebook/dinov2-giant", "norm": False},
+            {"pretrained": "facebook/dinov2-with-registers-base", "select": "cls", "fit": "crop"},
+            {"pretrained": "facebook/dinov3-vith16plus-pretrain-lvd1689m", "select_layer": -2, "norm": True},
+            {"pretrained": "google/siglip-so400m-patch14-384", "select_layer": -2, "fit": "squash"},
+            {"pretrained": "google/siglip2-base-patch16-naflex"},
+            {"architecture": {"model_type": "ijepa"}, "fit": "pad"},
+        ],
         "whisper": [{"arch": "large-v3"}, {"pretrained": "openai/whisper-tiny", "select_layer": -2}],
     },
     "input_projector": {

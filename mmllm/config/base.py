@@ -34,6 +34,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "clip": "mmllm.encoders.clip:ClipConfig",
         "hubert": "mmllm.encoders.hubert:HubertConfig",
         "imagebind": "mmllm.encoders.imagebind:ImageBindConfig",
+        "vit": "mmllm.encoders.vision_transformer:VitConfig",
         "whisper": "mmllm.encoders.whisper:WhisperConfig",
     },
     "input_projector": {
