@@ -161,8 +161,13 @@ class VitConfig(EncoderConfig):
         whole = self.architecture or KNOWN.get(self.pretrained or "", {"model_type": "vit"})
         known = taken_names(whole)
         numbers = whole | {name: number for name, number in TINY.items() if name in known}
-        kept = {"norm": self.norm, "select": self.select, "fit": self.fit}
-        return VitConfig(architecture=numbers, select_layer=max(self.select_layer, -3), **kept)
+        return VitConfig(
+            architecture=numbers,
+            select_layer=max(self.select_layer, -3),
+            norm=self.norm,
+            select=self.select,
+            fit=self.fit,
+        )
 
     def preprocessor(self, context: BuildContext) -> PicturePreprocessor:
         """Pictures to tensors, as the checkpoint and ``fit`` say. Raises ``ConfigError`` on a contradiction."""

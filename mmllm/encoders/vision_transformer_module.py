@@ -12,12 +12,13 @@ from typing import Any, cast
 import torch
 from PIL import Image
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmllm.config.architecture import check_declared, field_names, make_numbers
 from mmllm.config.base import BuildContext, suggest
 from mmllm.encoders.base import Encoder
 from mmllm.encoders.pictures import PicturePreprocessor, SquarePreprocessor, square_transform
+from mmllm.encoders.pruning import drop_unused, unused_parameters
 from mmllm.encoders.vision_transformer import KNOWN, KNOWN_SIZES, VitConfig
 from mmllm.errors import CheckpointError, ConfigError, brief
 from mmllm.pretrained import find, is_local, missing, weight_files
@@ -63,13 +64,6 @@ class FlexiblePreprocessor(PicturePreprocessor):
         return int(item["shape"][0]), int(item["shape"][1])
 
 
-class Skipped(nn.Module):
-    """In the place of a module that has no part in the features."""
-
-    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        return x
-
-
 @dataclass(frozen=True)
 class Shell:
     """What is known of a model before there are weights.
@@ -112,20 +106,6 @@ class VitEncoder(Encoder):
         parts = {"cls": [seen[:, :1]], "patch": [seen[:, self.prefix :]]}
         features = torch.cat(parts.get(self.select, [*parts["cls"], *parts["patch"]]), dim=1)
         return features, torch.ones(features.shape[:2], dtype=torch.bool, device=features.device)
-
-
-def drop_unused(model: nn.Module, unused: frozenset[str]) -> None:
-    """Take the parameters ``unused`` out of ``model``, whole modules of them where there are any."""
-    gone: list[str] = []
-    for path, module in list(model.named_modules()):
-        names = [f"{path}.{name}" for name, _ in module.named_parameters()]
-        inside = any(path == name or path.startswith(f"{name}.") for name in gone)
-        if path and names and not inside and unused.issuperset(names):
-            gone.append(path)
-            model.set_submodule(path, Skipped())
-    for name in unused - {name for name in unused if name.startswith(tuple(f"{path}." for path in gone))}:
-        owner, _, parameter = name.rpartition(".")
-        setattr(model.get_submodule(owner), parameter, None)
 
 
 def make_preprocessor(config: VitConfig, context: BuildContext) -> PicturePreprocessor:
@@ -268,10 +248,9 @@ def read_shell(config: VitConfig, numbers: Any, size: tuple[int, int] | None) ->
         with torch.enable_grad():
             out = model(**inputs, **options, output_hidden_states=True)
             seen = out.last_hidden_state if config.normed else out.hidden_states[-1]
-            seen.sum().backward()
+            unused = unused_parameters(model, seen)
     except REFUSALS as error:
         raise ConfigError([("architecture", f"transformers refuses it: {brief(error, 200)}")], NAME) from error
-    unused = frozenset(name for name, parameter in model.named_parameters() if parameter.grad is None)
     if size is None:
         if config.select != "patch":
             raise ConfigError([("select", "this model has no class token; leave it out")], NAME)
@@ -320,7 +299,7 @@ def _transform(
     if config.image_size is not None:
         size = (config.image_size, config.image_size)
     elif fixed:
-        size = shape[1:]
+        size = (shape[1], shape[2])
     else:
         problem = f"the image processor gives pictures of different sizes ({shape} of 60 x 40 pixels); set it"
         raise ConfigError([("image_size", problem)], NAME)
