@@ -174,10 +174,9 @@ def create(source: Source) -> Any:
     """timm's model without a classifier, at random values. Raises ``ConfigError`` for arguments that it refuses."""
     import timm
 
-    # An empty description would make timm take the registered one; its weights are never fetched here.
-    described = {"pretrained_cfg": source.settings} if source.settings else {}
+    arguments = source.arguments | {"num_classes": 0} | ({"pretrained_cfg": source.settings} if source.settings else {})
     try:
-        return timm.create_model(source.name, pretrained=False, num_classes=0, **described, **source.arguments).eval()
+        return timm.create_model(source.name, pretrained=False, **arguments).eval()
     except REFUSALS as error:
         raise ConfigError([("arguments", f"timm refuses them: {brief(error, 200)}")], NAME) from error
 

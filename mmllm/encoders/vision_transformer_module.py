@@ -171,7 +171,7 @@ def _load(pretrained: str, config: VitConfig, context: BuildContext, shell: Shel
 
 
 def config_class(model_type: Any) -> Any:
-    """transformers' config class of a family that ``AutoModel`` makes. Raises ``ConfigError`` for any other."""
+    """transformers' config class of a family of vision transformers. Raises ``ConfigError`` for any other."""
     from transformers import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import MODEL_MAPPING_NAMES as FAMILIES
 
@@ -179,7 +179,11 @@ def config_class(model_type: Any) -> Any:
         found = "required, but not given" if model_type is None else f"transformers has no model {model_type!r}"
         near = suggest(str(model_type), FAMILIES) or "; for example vit, dinov2 or siglip_vision_model"
         raise ConfigError([("architecture.model_type", found + near)], NAME)
-    return CONFIG_MAPPING[model_type]
+    cls = CONFIG_MAPPING[model_type]
+    if not {"num_hidden_layers", "patch_size", "hidden_size"} <= field_names(cls):
+        problem = f"{model_type!r} is no vision transformer of equal blocks; use the encoder `timm` for others"
+        raise ConfigError([("architecture.model_type", problem)], NAME)
+    return cls
 
 
 def taken_names(architecture: Mapping[str, Any]) -> set[str]:
@@ -199,6 +203,7 @@ def read_numbers(config: VitConfig, context: BuildContext) -> Any:
             raise missing(Path(reference))
         if context.weights or Path(reference).is_dir():
             found = _read_config(reference, config.revision)
+            config_class(found.model_type)
             check_declared(declared or {}, found, config.pretrained)
             return found
         declared = declared or KNOWN.get(config.pretrained)
@@ -226,10 +231,6 @@ def read_shell(config: VitConfig, numbers: Any, size: tuple[int, int] | None) ->
     """
     from transformers import AutoModel
 
-    needed = {"num_hidden_layers", "patch_size", "hidden_size"}
-    if not needed <= taken_names({"model_type": numbers.model_type}):
-        problem = f"{numbers.model_type!r} is no vision transformer of equal blocks; use the encoder `timm` for others"
-        raise ConfigError([("architecture.model_type", problem)], NAME)
     total = numbers.num_hidden_layers
     blocks = total + 1 + config.select_layer
     if blocks < 1:

@@ -193,10 +193,8 @@ def test_a_frozen_encoder_is_kept_by_reference(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_what_does_not_go_together(encoders: list[dict[str, Any]], more: dict[str, Any], message: str) -> None:
-    config = fused(*encoders, **more)
     with pytest.raises(ConfigError, match=message):
-        config.preprocessor(NO_WEIGHTS)(pictures()[0])
-        config.build(NO_WEIGHTS)
+        run(fused(*encoders, **more), pictures())
 
 
 def test_one_encoder_needs_no_fusion() -> None:

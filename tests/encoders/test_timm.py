@@ -18,7 +18,7 @@ NO_WEIGHTS = BuildContext(weights=False)
 
 
 def test_nfnet_f6_has_the_published_size() -> None:
-    """438.4M in table 6 of arXiv 2102.06171, of which 3072 x 1000 + 1000 are the classifier, left out here."""
+    """438.4M in arXiv 2102.06171, of which 3072 x 1000 + 1000 are the classifier, left out here."""
     config = TimmConfig(pretrained="timm/dm_nfnet_f6.dm_in1k")
     with torch.device("meta"):
         encoder = config.build(NO_WEIGHTS)

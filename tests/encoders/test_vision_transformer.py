@@ -104,7 +104,7 @@ def test_folders_that_are_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit", **SMALL}))
     with pytest.raises(CheckpointError, match="found no safetensors weights"):
         VitConfig(pretrained=str(tmp_path)).build(BuildContext())
-    with pytest.raises(ConfigError, match="architecture.hidden_size: is 48, but .* has 32"):
+    with pytest.raises(ConfigError, match=r"architecture.hidden_size: is 48, but .* has 32"):
         VitConfig(pretrained=str(tmp_path), architecture={"model_type": "vit", "hidden_size": 48}).build(BuildContext())
 
 
@@ -115,5 +115,5 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     transformers.ViTModel(transformers.ViTConfig(**SMALL | numbers)).save_pretrained(tmp_path)
     content = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(content | {"num_hidden_layers": 2}))
-    with pytest.raises(CheckpointError, match="does not fit the architecture: no .* more"):
+    with pytest.raises(CheckpointError, match=r"does not fit the architecture: no .* more"):
         VitConfig(pretrained=str(tmp_path)).build(BuildContext())

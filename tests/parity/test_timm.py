@@ -18,8 +18,8 @@ from torch import Tensor
 from mmllm.config.base import BuildContext
 from mmllm.encoders.timm_backbone import TimmConfig
 
-# Name and number of tokens before the patches.
-MODELS = {"test_vit": 1, "test_vit3": 2, "test_nfnet": 0, "test_convnext": 0, "test_resnet": 0, "test_mambaout": 0}
+# Name and number of tokens before the patches: a class token, a register, none.
+MODELS = {"test_vit": 1, "test_vit3": 1, "test_nfnet": 0, "test_convnext": 0, "test_resnet": 0, "test_mambaout": 0}
 NHWC = {"test_mambaout"}
 
 
@@ -28,13 +28,13 @@ def pictures() -> list[Image.Image]:
     return [Image.fromarray(rng.integers(0, 256, (*shape, 3), dtype=np.uint8)) for shape in ((40, 60), (100, 25))]
 
 
-def write(name: str, folder: Path) -> Any:
+def write(name: str, folder: Path, **arguments: Any) -> Any:
     """timm's model in timm's layout, as timm reads it back."""
     import timm
     from timm.models import save_for_hf
 
     torch.manual_seed(0)
-    model = timm.create_model(name, pretrained=False, num_classes=5)
+    model = timm.create_model(name, pretrained=False, num_classes=5, **arguments)
     with torch.no_grad():
         for value in model.parameters():  # away from the zeros that residual branches start from
             value += 0.1 * torch.randn_like(value)
@@ -83,14 +83,14 @@ def test_every_level(name: str, tmp_path: Path) -> None:
 
 def test_the_class_token_without_registers(tmp_path: Path) -> None:
     """Of the output, and of a level with the final norm. Measured PLACE; allowed 1e-5."""
-    reference = write("test_vit3", tmp_path)
+    reference = write("test_vit", tmp_path, reg_tokens=2)
     both, pixels = ours(tmp_path, select="cls_patch")
     with torch.no_grad():
         output = reference.forward_features(pixels)
         ((level, before),) = reference.forward_intermediates(
             pixels, indices=[-2], norm=True, return_prefix_tokens=True, intermediates_only=True
         )
-    torch.testing.assert_close(both, torch.cat([output[:, :1], output[:, 2:]], dim=1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(both, torch.cat([output[:, :1], output[:, 3:]], dim=1), atol=1e-5, rtol=0)
     torch.testing.assert_close(ours(tmp_path, select="cls")[0], output[:, :1], atol=1e-5, rtol=0)
     found, _ = ours(tmp_path, select_layer=-2, norm=True, select="cls_patch")
     torch.testing.assert_close(found, torch.cat([before[:, :1], flat(level)], dim=1), atol=1e-5, rtol=0)
