@@ -129,7 +129,7 @@ def to_grid(features: Tensor, own: Tensor, wanted: Tensor, length: int) -> Tenso
         rows, cols, new_rows, new_cols = pair.tolist()
         part = features[where, : rows * cols]
         if (rows, cols) != (new_rows, new_cols):
-            table = part.float().transpose(1, 2).unflatten(2, (rows, cols))
+            table = part.float().transpose(1, 2).reshape(len(part), -1, rows, cols)
             size = (new_rows, new_cols)
             resampled = F.interpolate(table, size, mode="bilinear", align_corners=False, antialias=True)
             part = resampled.flatten(2).transpose(1, 2).to(features.dtype)
