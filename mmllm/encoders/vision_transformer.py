@@ -121,7 +121,8 @@ class VitConfig(EncoderConfig):
       weights without ``pretrained``. The ids in ``KNOWN`` need none.
     - ``select_layer``: -1 the model's output (``last_hidden_state``), -2 the output of the block before the last
       (``hidden_states[-2]``), and so on; later blocks are then not part of the module, nor are heads and poolings.
-    - ``norm``: whether the model's final norm is applied. Left out it is for -1 and is not for earlier layers.
+    - ``norm``: whether the model's final norm is applied. Left out it is for -1 and is not for earlier layers. Models whose
+      own output is not normed (CLIP) have none.
     - ``select``: ``patch`` the patches; ``cls`` the class token; ``cls_patch`` that before the patches. Register and
       distillation tokens are never among them.
     - ``fit``: ``checkpoint`` leaves the picture to the image processor; ``crop`` takes the centre square, ``pad`` the

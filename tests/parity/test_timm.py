@@ -62,7 +62,7 @@ def flat(level: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_level(name: str, tmp_path: Path) -> None:
-    """In the encoder's training mode, so without moving statistics. Measured PLACE; allowed 1e-5."""
+    """In the encoder's training mode, so without moving statistics. Measured 0 (their own modules); allowed 1e-5."""
     import timm
 
     reference = write(name, tmp_path)
@@ -82,7 +82,7 @@ def test_every_level(name: str, tmp_path: Path) -> None:
 
 
 def test_the_class_token_without_registers(tmp_path: Path) -> None:
-    """Of the output, and of a level with the final norm. Measured PLACE; allowed 1e-5."""
+    """Of the output, and of a level with the final norm. Measured 0 (their own modules); allowed 1e-5."""
     reference = write("test_vit", tmp_path, reg_tokens=2)
     both, pixels = ours(tmp_path, select="cls_patch")
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_the_class_token_without_registers(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["test_vit", "test_nfnet"])
 def test_another_size(name: str, tmp_path: Path) -> None:
-    """Measured PLACE; allowed 1e-5."""
+    """Measured 0 (their own modules); allowed 1e-5."""
     reference = write(name, tmp_path)
     features, pixels = ours(tmp_path, image_size=96, norm=False)
     assert pixels.shape[2:] == (96, 96)

@@ -100,7 +100,7 @@ def ours(folder: Path, **options: Any) -> tuple[Tensor, Any]:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_layer(name: str, tmp_path: Path) -> None:
-    """With its norm and without, in the encoder's training mode. Measured PLACE; allowed 1e-5."""
+    """With its norm and without, in the encoder's training mode. Measured 0 (their own modules); allowed 1e-5."""
     processor, model, prefix = write(name, tmp_path)
     pixels = processor(pictures(), return_tensors="pt")["pixel_values"]
     model.config.tie_last_hidden_states = False  # so that the last of them is the last block's output
@@ -119,7 +119,7 @@ def test_every_layer(name: str, tmp_path: Path) -> None:
 
 
 def test_an_earlier_layer_with_the_final_norm(tmp_path: Path) -> None:
-    """As DINOv2's own ``get_intermediate_layers(norm=True)``. Measured PLACE; allowed 1e-5."""
+    """As DINOv2's own ``get_intermediate_layers(norm=True)``. Measured 0 (their own modules); allowed 1e-5."""
     processor, model, prefix = write("dinov2", tmp_path)
     with torch.no_grad():
         seen = model(**processor(pictures(), return_tensors="pt"), output_hidden_states=True).hidden_states[-2]
@@ -129,7 +129,7 @@ def test_an_earlier_layer_with_the_final_norm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["vit", "dinov2", "dinov3", "siglip"])
 def test_another_size(name: str, tmp_path: Path) -> None:
-    """The model's own interpolation of positions. Measured PLACE; allowed 1e-5."""
+    """The model's own interpolation of positions. Measured 0 (their own modules); allowed 1e-5."""
     _, model, prefix = write(name, tmp_path)
     features, batch = ours(tmp_path, image_size=64)
     assert batch["pixels"].shape == (3, 3, 64, 64)
@@ -143,7 +143,7 @@ def test_another_size(name: str, tmp_path: Path) -> None:
     "saved", ["SiglipModel", "CLIPModel", "ViTForImageClassification", "Dinov2ForImageClassification"]
 )
 def test_the_tower_of_a_larger_checkpoint(saved: str, tmp_path: Path) -> None:
-    """Text towers and heads are left out. Measured PLACE; allowed 1e-5."""
+    """Text towers and heads are left out. Measured 0 (their own modules); allowed 1e-5."""
     import transformers
 
     cls = getattr(transformers, saved)
@@ -167,7 +167,7 @@ def test_the_tower_of_a_larger_checkpoint(saved: str, tmp_path: Path) -> None:
 
 
 def test_naflex_keeps_the_aspect_ratio(tmp_path: Path) -> None:
-    """Patches, mask and features of SigLIP 2's own classes. Measured PLACE; allowed 1e-5."""
+    """Patches, mask and features of SigLIP 2's own classes. Measured 0 (their own modules); allowed 1e-5."""
     import transformers
 
     numbers = {name: value for name, value in NUMBERS.items() if name != "image_size"} | {"num_patches": 16}
@@ -194,7 +194,7 @@ def test_naflex_keeps_the_aspect_ratio(tmp_path: Path) -> None:
 
 
 def test_half_precision(tmp_path: Path) -> None:
-    """Measured PLACE; allowed 6e-2 of the largest value."""
+    """Allowed 6e-2 of the largest value."""
     processor, model, prefix = write("dinov2", tmp_path)
     with torch.no_grad():
         expected = model(**processor(pictures(), return_tensors="pt")).last_hidden_state[:, prefix:]
