@@ -19,14 +19,11 @@ from mmllm.errors import CheckpointError
 from mmllm.training import checkpoint
 from mmllm.training.run import train
 
-NUMBERS = {
-    "hidden_size": 16,
-    "intermediate_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 32,
+NUMBERS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
+KINDS = {
+    "first": {"model_type": "vit", "intermediate_size": 16, "patch_size": 8},
+    "second": {"model_type": "dinov2", "patch_size": 16},
 }
-KINDS = {"first": {"model_type": "vit", "patch_size": 8}, "second": {"model_type": "dinov2", "patch_size": 16}}
 
 
 def test_each_encoder_is_kept_by_reference(tmp_path: Path) -> None:
