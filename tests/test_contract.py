@@ -46,6 +46,31 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"arch": "EVA02-B-16", "select_layer": "pooled"},
             {"arch": "RN50", "select_layer": "pooled"},
         ],
+        "fused": [
+            {
+                "encoders": {
+                    "siglip": {"kind": "vit", "pretrained": "google/siglip-so400m-patch14-384", "select_layer": -2},
+                    "dino": {"kind": "vit", "architecture": {"model_type": "dinov2"}},
+                }
+            },
+            {
+                "encoders": {
+                    "naflex": {"kind": "vit", "pretrained": "google/siglip2-base-patch16-naflex"},
+                    "native": {"kind": "clip", "arch": "ViT-B-16", "fit": "native"},
+                }
+            },
+            {
+                "encoders": {"whisper": {"kind": "whisper", "arch": "large-v2"}, "beats": {"kind": "beats"}},
+                "lengths": "pad",
+            },
+            {
+                "encoders": {
+                    "clip": {"kind": "clip", "pretrained": "openai/clip-vit-large-patch14"},
+                    "siglip": {"kind": "vit", "pretrained": "google/siglip2-base-patch16-naflex"},
+                },
+                "along": "sequence",
+            },
+        ],
         "hubert": [
             {"pretrained": "facebook/hubert-base-ls960"},
             {"pretrained": "facebook/hubert-large-ll60k", "select_layer": -2},
@@ -66,6 +91,22 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"modality": "text"},
             {"modality": "text", "output": "tokens"},
             {"modality": "imu"},
+        ],
+        "timm": [
+            {"pretrained": "timm/dm_nfnet_f6.dm_in1k"},
+            {"arch": "vit_large_patch14_reg4_dinov2.lvd142m", "select_layer": -2, "select": "cls_patch"},
+            {"arch": "mambaout_base", "fit": "squash"},
+            {"arch": "resnet50", "select_layer": -3, "norm": True},
+        ],
+        "vit": [
+            {"pretrained": "google/vit-base-patch16-224", "select": "cls_patch"},
+            {"pretrained": "facebook/deit-base-distilled-patch16-224", "select_layer": -2},
+            {"pretrained": "facebook/dinov2-giant", "norm": False},
+            {"pretrained": "facebook/dinov2-with-registers-base", "select": "cls", "fit": "crop"},
+            {"pretrained": "facebook/dinov3-vith16plus-pretrain-lvd1689m", "select_layer": -2, "norm": True},
+            {"pretrained": "google/siglip-so400m-patch14-384", "select_layer": -2, "fit": "squash"},
+            {"pretrained": "google/siglip2-base-patch16-naflex"},
+            {"architecture": {"model_type": "ijepa"}, "fit": "pad"},
         ],
         "whisper": [{"arch": "large-v3"}, {"pretrained": "openai/whisper-tiny", "select_layer": -2}],
     },

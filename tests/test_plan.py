@@ -128,6 +128,28 @@ def test_anymal_hears_with_clap(capsys: pytest.CaptureFixture[str]) -> None:
     assert result["parameters"]["backbone"] == 13_015_864_320  # Llama-2-13B
 
 
+def test_anymal_sees_with_dinov2(capsys: pytest.CaptureFixture[str]) -> None:
+    result = plan("anymal-image", capsys)
+    assert result["inputs"]["image"]["feature_dim"] == 1536
+    assert set(result["inputs"]["image"]["tokens"].values()) == {64}
+    assert result["parameters"]["inputs.image.encoder"] == 1_136_479_232  # ViT-g/14, "1.1B" in arXiv 2304.07193
+
+
+def test_prismatic_trains_what_the_published_code_trains(capsys: pytest.CaptureFixture[str]) -> None:
+    """The layers of ``MLPProjector`` and ``FusedMLPProjector`` of prismatic/util/nn_utils.py (TRI-ML/prismatic-vlms, 4fcd061)."""
+    siglip, fused = plan("prism-siglip-7b", capsys), plan("prism-dinosiglip-7b", capsys)
+    assert siglip["parameters"]["inputs.image.projector"] == 1152 * 4096 + 4096 + 4096 * 4096 + 4096
+    width = 1024 + 1152
+    layers = [(width, 4 * width), (4 * width, 4096), (4096, 4096)]
+    assert fused["parameters"]["inputs.image.projector"] == sum(a * b + b for a, b in layers)
+    for result in (siglip, fused):
+        assert set(result["inputs"]["image"]["tokens"].values()) == {27 * 27}
+        assert [set(stage["parts"]) for stage in result["stages"]] == [{"inputs.image.projector", "backbone"}]
+    # transformers' SiglipVisionModel without its pooling, and here without the last block and norm.
+    block = 4 * (1152 * 1152 + 1152) + 2 * 1152 * 4304 + 4304 + 1152 + 4 * 1152
+    assert siglip["parameters"]["inputs.image.encoder"] == 412_987_248 - block - 2 * 1152
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_shipped_configuration_has_a_plan(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(path)]) == 0

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from mmllm.config.architecture import check_declared, field_names, make_numbers
 from mmllm.config.base import BuildContext, suggest
 from mmllm.config.families import BackboneConfig
 from mmllm.errors import CheckpointError, ConfigError, MmllmError, brief
@@ -78,7 +77,7 @@ class CausalLMConfig(BackboneConfig):
                 )
             except (OSError, ValueError, KeyError) as error:
                 raise CheckpointError(f"cannot read the config of {self.pretrained}: {brief(error)}") from error
-            self._check_declared(config)
+            check_declared(self.architecture or {}, config, self.pretrained)
             return config
         if self.architecture is None:
             raise MmllmError(
@@ -86,21 +85,6 @@ class CausalLMConfig(BackboneConfig):
                 "{model_type: …, hidden_size: …, num_hidden_layers: …, vocab_size: …}` or a local folder as `pretrained`"
             )
         return config_of(self.architecture)
-
-    def _check_declared(self, config: PretrainedConfig) -> None:
-        declared = self.architecture or {}
-        known = {*field_names(type(config)), *vars(config)}
-        problems = [unknown_field(key, known) for key in declared if key not in known]
-        problems += [
-            (
-                f"architecture.{key}",
-                f"is {value!r}, but {self.pretrained} has {getattr(config, key)!r}; correct one of them",
-            )
-            for key, value in declared.items()
-            if hasattr(config, key) and getattr(config, key) != value
-        ]
-        if problems:
-            raise ConfigError(problems)
 
     def vocab_rows(self, context: BuildContext) -> int:
         return int(self.hf_config(context).vocab_size)
@@ -163,20 +147,9 @@ def config_of(architecture: Mapping[str, Any]) -> PretrainedConfig:
     """transformers' config of ``{model_type: …, hidden_size: …}``. Raises ``ConfigError`` for names and numbers that it
     refuses.
     """
-    from huggingface_hub.errors import StrictDataclassError
-
     numbers = dict(architecture)
     cls = config_class(numbers.pop("model_type", None))
-    known = field_names(cls)
-    problems = [unknown_field(key, known) for key in numbers if key not in known]
-    if problems:
-        raise ConfigError(problems)
-    try:
-        config = cls(**numbers)
-    except (StrictDataclassError, ValueError, TypeError, ArithmeticError, KeyError, AttributeError) as error:
-        # "Validation error for field …:\n    TypeError: Field 'hidden_size' expected int, got str"
-        reason = re.sub(r"^\w+Error: ", "", str(error).strip().rpartition("\n")[2].strip())
-        raise ConfigError([("architecture", f"transformers refuses it: {reason:.300}")]) from error
+    config = make_numbers(cls, numbers)
     heads, groups = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
     if heads and groups and heads % groups:  # transformers finds out only in the first forward pass
         text = f"{heads} attention heads cannot share {groups} key-value heads; it must divide num_attention_heads"
@@ -195,20 +168,6 @@ def config_class(model_type: Any) -> type[PretrainedConfig]:
         raise ConfigError([("architecture.model_type", found + near)])
     cls: type[PretrainedConfig] = CONFIG_MAPPING[model_type]
     return cls
-
-
-def field_names(cls: type[PretrainedConfig]) -> set[str]:
-    """The names that a transformers config takes: its own, and the usual ones that it maps to them."""
-    names = {*inspect.signature(cls.__init__).parameters, *cls.attribute_map, "model_type", "torch_dtype"} - {
-        "self",
-        "kwargs",
-    }
-    return names | {"rope_theta", "rope_scaling", "partial_rotary_factor"} if "rope_parameters" in names else names
-
-
-def unknown_field(key: str, known: Iterable[str]) -> tuple[str, str]:
-    """The problem of a key that the family's config does not have; transformers would keep it without a word."""
-    return f"architecture.{key}", f"unknown to transformers' config of this model_type{suggest(key, known)}"
 
 
 # The usual names; a family takes those it knows.

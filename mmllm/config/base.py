@@ -32,8 +32,11 @@ BUILTIN: dict[str, dict[str, str]] = {
         "beats": "mmllm.encoders.beats:BeatsConfig",
         "clap": "mmllm.encoders.clap:ClapConfig",
         "clip": "mmllm.encoders.clip:ClipConfig",
+        "fused": "mmllm.encoders.fused:FusedConfig",
         "hubert": "mmllm.encoders.hubert:HubertConfig",
         "imagebind": "mmllm.encoders.imagebind:ImageBindConfig",
+        "timm": "mmllm.encoders.timm_backbone:TimmConfig",
+        "vit": "mmllm.encoders.vision_transformer:VitConfig",
         "whisper": "mmllm.encoders.whisper:WhisperConfig",
     },
     "input_projector": {
@@ -87,6 +90,13 @@ class ComponentConfig(Config):
     @abstractmethod
     def tiny(self) -> Self:
         """The same code path at a few thousand random parameters; what tests and dry runs execute."""
+
+    def members(self) -> dict[str, ComponentConfig]:
+        """The components that this one's weights come from, each by its dotted path below this one ("": itself).
+
+        A frozen component can be left out of a checkpoint where every piece has a ``pretrained`` to come back from.
+        """
+        return {"": self}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from pydantic import BeforeValidator, SerializeAsAny
 
@@ -86,6 +86,17 @@ class Preprocessor(Protocol):
 
     def collate(self, items: Sequence[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """One padded batch for ``Encoder.forward``; N = ``len(items)``."""
+        ...
+
+
+@runtime_checkable
+class Gridded(Protocol):
+    """A preprocessor that knows where the features of an item lie, so that they can be interpolated to another grid."""
+
+    def grid(self, item: dict[str, torch.Tensor]) -> tuple[int, ...] | None:
+        """``(rows, cols)`` of a picture's features, row by row, or ``(steps,)`` of a sound's; None where there is no such
+        grid (one pooled feature, a class token among them).
+        """
         ...
 
 

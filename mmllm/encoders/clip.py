@@ -14,7 +14,7 @@ from mmllm.config.families import EncoderConfig
 
 if TYPE_CHECKING:
     from mmllm.encoders.clip_module import ClipEncoder
-    from mmllm.encoders.clip_preprocess import ClipPreprocessor
+    from mmllm.encoders.pictures import PicturePreprocessor
 
 
 @cache
@@ -125,7 +125,7 @@ class ClipConfig(EncoderConfig):
         kept = {"select_layer": layer, "fit": self.fit, "keep_class_token": self.keep_class_token}
         return ClipConfig.model_validate(tiny_architecture(self) | kept)
 
-    def preprocessor(self, context: BuildContext) -> ClipPreprocessor:
+    def preprocessor(self, context: BuildContext) -> PicturePreprocessor:
         """Pictures to tensors, as the checkpoint and ``fit`` say. Raises ``ConfigError`` on a contradiction."""
         from mmllm.encoders.clip_module import make_preprocessor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from mmllm.config.base import BuildContext
 from mmllm.encoders.base import Encoder
 from mmllm.encoders.clip import ClipConfig, SelectLayer
-from mmllm.encoders.clip_preprocess import ClipPreprocessor, NativePreprocessor, SquarePreprocessor
+from mmllm.encoders.clip_preprocess import NativePreprocessor
 from mmllm.encoders.clip_spec import TowerSpec, read_spec
+from mmllm.encoders.pictures import PicturePreprocessor, SquarePreprocessor, grid_of, square_transform
 from mmllm.encoders.vit import interpolate_positions, vit_features
 from mmllm.errors import CheckpointError, ConfigError
 from mmllm.pretrained import load_into, read_tensors, tensor_names, weight_files
@@ -23,7 +24,7 @@ from mmllm.pretrained import load_into, read_tensors, tensor_names, weight_files
 WEIGHT_NAMES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "model.safetensors")
 
 
-def make_preprocessor(config: ClipConfig, context: BuildContext) -> ClipPreprocessor:
+def make_preprocessor(config: ClipConfig, context: BuildContext) -> PicturePreprocessor:
     """See ``ClipConfig.preprocessor``."""
     from open_clip.transform import PreprocessCfg, image_transform_v2
 
@@ -35,17 +36,16 @@ def make_preprocessor(config: ClipConfig, context: BuildContext) -> ClipPreproce
         own = (spec.size[0] // patch) * (spec.size[1] // patch)
         most = config.max_patches or own
         return NativePreprocessor(patch, (min(config.min_patches or 1, most), most), extra, wanted.mean, wanted.std)
-    modes = {"crop": "shortest", "pad": "longest", "squash": "squash"}
-    if config.fit in modes:
-        wanted = replace(wanted, resize_mode=modes[config.fit])  # type: ignore[arg-type]
-    if config.fit == "pad":
-        wanted = replace(wanted, fill_color=tuple(round(255 * value) for value in wanted.mean))
-    transform = image_transform_v2(PreprocessCfg(size=spec.size, **asdict(wanted)), is_train=False)
+    if config.fit == "checkpoint":
+        transform = image_transform_v2(PreprocessCfg(size=spec.size, **asdict(wanted)), is_train=False)
+    else:
+        transform = square_transform(config.fit, spec.size, wanted.mean, wanted.std, wanted.interpolation)
     # The tower itself says how many tokens it gives, without weights or memory: no arithmetic to keep in step with it.
     with torch.device("meta"):
         tower = _make_tower(config, spec)
         tokens = tower({"pixels": torch.zeros(1, 3, *spec.size)})[0].shape[1]
-    return SquarePreprocessor(transform, tokens)
+    bare = config.select_layer != "pooled" and not config.keep_class_token
+    return SquarePreprocessor(transform, tokens, grid_of(tokens, spec.size) if bare else None)
 
 
 class ClipEncoder(Encoder):

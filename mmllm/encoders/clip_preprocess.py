@@ -1,54 +1,18 @@
-"""Pictures to tensors for the ``clip`` encoder: at one fixed size, or at the picture's own aspect ratio."""
+"""Pictures to tensors for the ``clip`` encoder at the picture's own aspect ratio."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmllm.encoders.pictures import PicturePreprocessor
 from mmllm.encoders.vit import fit_grid, patchify, resize_to_grid
 
 
-class ClipPreprocessor(ABC):
-    """Pictures (RGB ``PIL.Image``) to float32 tensors. Deterministic, picklable, no weights."""
-
-    media = "image"
-
-    def __init__(self) -> None:
-        self.decode_options: dict[str, Any] = {}
-
-    @abstractmethod
-    def __call__(self, media: Image.Image) -> dict[str, Tensor]: ...
-
-    @abstractmethod
-    def num_tokens(self, item: dict[str, Tensor]) -> int: ...
-
-    @abstractmethod
-    def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]: ...
-
-
-class SquarePreprocessor(ClipPreprocessor):
-    """One size for all pictures: ``pixels`` (3, H, W), collated (N, 3, H, W); always ``tokens`` features."""
-
-    def __init__(self, transform: Callable[[Image.Image], Tensor], tokens: int) -> None:
-        super().__init__()
-        self.transform, self.tokens = transform, tokens
-
-    def __call__(self, media: Image.Image) -> dict[str, Tensor]:
-        return {"pixels": self.transform(media)}
-
-    def num_tokens(self, item: dict[str, Tensor]) -> int:
-        return self.tokens
-
-    def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        return {"pixels": torch.stack([item["pixels"] for item in items])}
-
-
-class NativePreprocessor(ClipPreprocessor):
+class NativePreprocessor(PicturePreprocessor):
     """The picture's own aspect ratio: ``patches`` (S, 3*p*p) and ``grid`` (2,) rows and cols.
 
     Collated ``patches`` (N, S_max, 3*p*p), zeros on the padding, and ``grids`` (N, 2).
@@ -75,3 +39,6 @@ class NativePreprocessor(ClipPreprocessor):
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         patches = nn.utils.rnn.pad_sequence([item["patches"] for item in items], batch_first=True)
         return {"patches": patches, "grids": torch.stack([item["grid"] for item in items])}
+
+    def grid(self, item: dict[str, Tensor]) -> tuple[int, ...] | None:
+        return None if self.extra else (int(item["grid"][0]), int(item["grid"][1]))

@@ -56,6 +56,9 @@ class HubertPreprocessor:
     def num_tokens(self, item: dict[str, Tensor]) -> int:
         return self.numbers.num_features(len(item["wave"]))
 
+    def grid(self, item: dict[str, Tensor]) -> tuple[int, ...] | None:
+        return (self.num_tokens(item),)
+
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         waves = [item["wave"] for item in items]
         counts = torch.tensor([self.num_tokens(item) for item in items])

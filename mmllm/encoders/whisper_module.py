@@ -55,6 +55,9 @@ class WhisperPreprocessor:
     def num_tokens(self, item: dict[str, Tensor]) -> int:
         return int(item["length"])
 
+    def grid(self, item: dict[str, Tensor]) -> tuple[int, ...] | None:
+        return (int(item["length"]),)
+
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         lengths = torch.stack([item["length"] for item in items])
         windows = torch.tensor([len(item["mels"]) for item in items])

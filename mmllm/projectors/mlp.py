@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from mmllm.config.base import BuildContext
 from mmllm.config.families import ProjectorConfig
@@ -37,16 +37,23 @@ class LinearConfig(ProjectorConfig):
 class MLPConfig(ProjectorConfig):
     """``depth`` linear layers with GELU between (LLaVA-1.5, arXiv 2310.03744, uses 2).
 
-    ``hidden_dim`` is the backbone's width unless given. ``norm`` puts a LayerNorm in front, for encoders whose features
+    ``hidden_dim`` is the width between the layers, the backbone's unless given; a list has one for each of the
+    ``depth - 1`` (Prismatic's projector of fused features). ``norm`` puts a LayerNorm in front, for encoders whose features
     are not of unit scale. ``stack`` and ``expand`` as for ``linear``.
     """
 
     kind: Literal["mlp"] = "mlp"
     depth: PositiveInt = 2
-    hidden_dim: PositiveInt | None = None
+    hidden_dim: PositiveInt | tuple[PositiveInt, ...] | None = None
     stack: PositiveInt = 1
     expand: PositiveInt = 1
     norm: bool = False
+
+    @model_validator(mode="after")
+    def _a_width_for_each(self) -> Self:
+        if isinstance(self.hidden_dim, tuple) and len(self.hidden_dim) != self.depth - 1:
+            raise ValueError(f"found {len(self.hidden_dim)} hidden_dim, expected depth - 1 = {self.depth - 1}")
+        return self
 
     def num_outputs(self, length: int) -> int:
         return -(-length // self.stack) * self.expand

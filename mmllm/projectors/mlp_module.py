@@ -20,14 +20,15 @@ class MLPProjector(Projector):
         input_dim: int,
         output_dim: int,
         depth: int = 2,
-        hidden_dim: int | None = None,
+        hidden_dim: int | tuple[int, ...] | None = None,
         stack: int = 1,
         expand: int = 1,
         norm: bool = False,
     ) -> None:
         super().__init__()
         self.stack, self.expand = stack, expand
-        widths = [input_dim * stack, *[hidden_dim or output_dim] * (depth - 1), output_dim * expand]
+        hidden = hidden_dim if isinstance(hidden_dim, tuple) else (hidden_dim or output_dim,) * (depth - 1)
+        widths = [input_dim * stack, *hidden, output_dim * expand]
         self.norm = nn.LayerNorm(input_dim) if norm else nn.Identity()
         layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
         for i in range(1, depth):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmllm.config.base import BuildContext
+from mmllm.config.base import BuildContext, ComponentConfig
 from mmllm.config.pieces import split
 from mmllm.config.run import ModelConfig, RunConfig
 from mmllm.errors import CheckpointError
@@ -20,7 +20,7 @@ def stored_parts(model: MultimodalLM, config: ModelConfig, context: BuildContext
     others the layers that were trained.
     """
     kept = list(trained)
-    whole = [name for name in model.parts() if name in kept or not _reference(config, context, name)]
+    whole = [name for name in model.parts() if name in kept or not _sources(config, context, name)]
     return whole + [name for name in kept if split(name)[0] not in whole]
 
 
@@ -29,16 +29,18 @@ def references(
 ) -> dict[str, dict[str, str | None]]:
     """Where the parts that are not stored come from: ``{part: {pretrained, revision, sha256}}``.
 
-    A local file or folder has a content hash; a hub id the commit that was read, so that a later one is not taken for it.
+    A part made of several pretrained ones has an entry for each, under its path in the configuration. A local file or
+    folder has a content hash; a hub id the commit that was read, so that a later one is not taken for it.
     """
     stored = set(stored_parts(model, config, context, trained))
     result: dict[str, dict[str, str | None]] = {}
     for name in model.parts():
-        if name not in stored:
-            node = _reference(config, context, name)
+        if name in stored:
+            continue
+        for path, node in _sources(config, context, name).items():
             location, revision = context.resolve(str(node["pretrained"])), node.get("revision")
             local = Path(location).exists()
-            result[name] = {
+            result[path] = {
                 "pretrained": location,
                 "revision": revision if local or revision else cached_commit(location, None),
                 "sha256": _content_hash(location) if local else None,
@@ -82,12 +84,17 @@ def _recorded(folder: Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 
-def _reference(config: ModelConfig, context: BuildContext, part: str) -> dict[str, Any]:
-    """The config node whose ``pretrained`` restores a frozen part; empty when there is none."""
-    node: Any = config.model_dump(mode="json")
+def _sources(config: ModelConfig, context: BuildContext, part: str) -> dict[str, dict[str, Any]]:
+    """The config nodes whose ``pretrained`` together restore a frozen part, by dotted path; empty when they cannot."""
+    node: Any = config
     for word in part.split("."):
-        node = (node or {}).get(word)
-    return node if context.weights and node and node.get("pretrained") else {}
+        node = node.get(word) if isinstance(node, Mapping) else dict(node or ()).get(word)
+    if not isinstance(node, ComponentConfig) or not context.weights:
+        return {}
+    pieces = {
+        f"{part}.{path}" if path else part: member.model_dump(mode="json") for path, member in node.members().items()
+    }
+    return pieces if all(piece.get("pretrained") for piece in pieces.values()) else {}
 
 
 _hashes: dict[tuple[str, int, int], str] = {}
