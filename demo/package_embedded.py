@@ -40,7 +40,7 @@ FOLDERS = {
 UNUSED = ("visual.proj", "visual.ln_post.weight", "visual.ln_post.bias")
 CARD = """# The embedded assistant
 
-A very small multimodal assistant: pictures and sounds in, text and pictures out, {parameters:.1f} million parameters,
+A very small multimodal assistant: pictures and sounds in; text, pictures, sounds and clips out; {parameters:.1f} million parameters,
 {megabytes:.1f} MB. It ships with mmllm so that `mmllm demo` works without a network or a GPU, and it shows what the
 library's own recipe gives from nothing: `python demo/build.py` (see `demo/README.md`) trained every part of it.
 
@@ -57,7 +57,9 @@ Made on {date}, seed {seed}. {training}
 Pictures with simple shapes (circles, squares, triangles, stars, crosses, diamonds in eight colours): counting, colours,
 sizes, places, comparisons, two pictures, and whether a sentence about three boxes is true. Sounds: beeps, sweeps, sirens,
 drums, bells, ten everyday sounds, spoken English digits. Small talk about itself. It draws one to six of these shapes as asked
-for, with their colours, places and one of three backgrounds, and changes what it drew.
+for, with their colours, places and one of three backgrounds, and changes what it drew. It says digits and plays beeps, sweeps,
+noise, sirens, clicks, chirps, drums, bells and buzzes, two seconds long. Asked for a moving shape it answers with a clip; what is
+right in it stands below.
 
 ## What it cannot do
 

@@ -6,11 +6,11 @@ from importlib.resources import files
 from pathlib import Path
 
 EXAMPLES: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("What is in the picture?", ("shapes.png",)),
+    ("What colour is the star?", ("shapes.png",)),
     ("Is there a star in the picture and a bell in the sound?", ("shapes.png", "bell_then_siren.wav")),
     ("Which sound comes first?", ("bell_then_siren.wav",)),
     ("What can you do?", ()),
-    ("Draw a red circle above a blue star.", ()),
+    ("Draw a red circle above a blue star. Then play a siren.", ()),
 )
 """Questions to click, each with the files in ``assets/examples`` that go with it."""
 

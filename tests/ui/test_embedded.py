@@ -10,11 +10,11 @@ from mmllm.chat.session import text_of
 from mmllm.ui.assets import EXAMPLES, example_files
 
 EXPECTED = {
-    "What is in the picture?": ("red circle", "blue star", "purple square"),
+    "What colour is the star?": ("blue",),
     "Is there a star in the picture and a bell in the sound?": ("yes",),
     "Which sound comes first?": ("bell",),
     "What can you do?": ("picture", "sound"),
-    "Draw a red circle above a blue star.": ("red circle above a blue star",),
+    "Draw a red circle above a blue star. Then play a siren.": ("red circle above a blue star", "siren"),
 }
 
 
