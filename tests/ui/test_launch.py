@@ -18,6 +18,7 @@ from mmllm.errors import CheckpointError, MmllmError
 from mmllm.ui import launch
 
 PACKAGE = Path(mmllm.__file__).parent
+ENDLESS = 600  # seconds; on a busy machine an interpreter takes long to end
 
 
 def test_importing_the_module_brings_in_neither_gradio_nor_torch() -> None:
@@ -65,13 +66,16 @@ def test_a_port_that_cannot_be_is_told(port: int) -> None:
         launch(port=port)
 
 
+# Under nohup a test run ignores SIGHUP, and its children would too.
 SERVER = """
+import signal
 import sys
 from pathlib import Path
 from chat.fake import FakeAssistant
 from mmllm.chat import FeedbackLog, ModelShelf
 from mmllm.ui.serve import serve
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 serve(ModelShelf(lambda name: FakeAssistant()), ["embedded"], FeedbackLog(Path(sys.argv[1])), int(sys.argv[2]))
 """
 
@@ -106,12 +110,12 @@ def test_uploads_go_away_with_the_process_however_it_ends(tmp_path: Path) -> Non
             (folder,) = tmp_path.glob("mmllm-demo-*")
             (folder / "photo.png").write_text("private")
             process.send_signal(number)
-            assert process.wait() == 128 + number  # on a busy machine an interpreter takes long to end
+            assert process.wait(ENDLESS) == 128 + number
             assert not folder.exists()
     with started(tmp_path) as killed:
         (folder,) = tmp_path.glob("mmllm-demo-*")
         killed.kill()
-        killed.wait()
+        killed.wait(ENDLESS)
         assert folder.exists()
     with started(tmp_path):
         assert not folder.exists()
