@@ -40,7 +40,7 @@ FOLDERS = {
 UNUSED = ("visual.proj", "visual.ln_post.weight", "visual.ln_post.bias")
 CARD = """# The embedded assistant
 
-A very small multimodal assistant: pictures and sounds in; text, pictures, sounds and clips out; {parameters:.1f} million parameters,
+A very small multimodal assistant: pictures and sounds in; text, pictures, sounds, clips out; {parameters:.1f} million parameters,
 {megabytes:.1f} MB. It ships with mmllm so that `mmllm demo` works without a network or a GPU, and it shows what the
 library's own recipe gives from nothing: `python demo/build.py` (see `demo/README.md`) trained every part of it.
 

@@ -1,6 +1,6 @@
 """What `evaluate_sounds.py` and `gallery.py` ask an assistant to let be heard, and what a judge hears in it.
 
-Wishes are held out from every training but single digits; the wordings of all requests are.
+Which wishes are held out from every training, `sound_wishes.test_wish` says; the wordings of all requests are.
 """
 
 from __future__ import annotations

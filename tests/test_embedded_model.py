@@ -54,7 +54,7 @@ def test_it_draws_what_it_is_asked_for_and_changes_it(assistant: Assistant, tmp_
     assert before.shape == (64, 64, 3)
     assert red(before).sum() > 40
     said = [{"type": "text", "text": str(first)}, {"type": "image", "path": str(tmp_path / "first.png")}]
-    turns += [{"role": "assistant", "content": said}, {"role": "user", "content": "Make it blue."}]
+    turns += [{"role": "assistant", "content": said}, {"role": "user", "content": "Make the square blue."}]
     again = assistant.chat(turns, seed=0)
     assert "blue square" in again
     after = np.asarray(again.media[0].result()).astype(int)
@@ -95,7 +95,7 @@ def test_it_answers_with_a_clip_where_one_is_asked_for(assistant: Assistant) -> 
 
 
 def test_a_picture_and_a_sound_come_in_one_reply(assistant: Assistant) -> None:
-    reply = assistant.chat([{"role": "user", "content": "Draw a red circle. Then say three."}], seed=0)
+    reply = assistant.chat([{"role": "user", "content": "Draw a blue star. Then say seven."}], seed=0)
     assert [media.type for media in reply.media] == ["image", "audio"]
 
 
