@@ -9,6 +9,7 @@ import json
 import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from logging import LogRecord
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,6 +32,7 @@ def load_generator(config: LatentDiffusionConfig, context: BuildContext) -> Late
     from diffusers.utils import logging
 
     logging.disable_progress_bar()
+    logging.get_logger("diffusers.pipelines.pipeline_utils").addFilter(_concerns_users)
     name = config.pipeline_class(context)
     if config.pretrained is None:
         from mmllm.generators.tiny import tiny_pipeline
@@ -56,6 +58,11 @@ def load_generator(config: LatentDiffusionConfig, context: BuildContext) -> Late
         pipeline, config.condition_shape(context), sampling, config.condition_length
     )
     return generator.to(context.dtype)
+
+
+def _concerns_users(record: LogRecord) -> bool:
+    """Not that a family (AudioLDM, ModelScope) is maintained no longer, at every load: its checkpoints are what they are."""
+    return "will not receive bug fixes" not in record.getMessage()
 
 
 def make_scheduler(name: str, numbers: Any) -> Any:
