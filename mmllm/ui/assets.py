@@ -10,7 +10,7 @@ EXAMPLES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Is there a star in the picture and a bell in the sound?", ("shapes.png", "bell_then_siren.wav")),
     ("Which sound comes first?", ("bell_then_siren.wav",)),
     ("What can you do?", ()),
-    ("Draw a red circle above a blue star. Then play a siren.", ()),
+    ("Draw a blue star. Also, play a siren.", ()),
 )
 """Questions to click, each with the files in ``assets/examples`` that go with it."""
 
