@@ -19,7 +19,7 @@ from mmllm.chat import FeedbackLog, ModelShelf
 from mmllm.ui.serve import serve
 
 REPOSITORY = Path(__file__).parents[1]
-QUESTION = "Draw a blue star. Also, play a siren."
+QUESTION = "Draw a red circle above a blue star. Then play a siren."
 WAIT = 30_000  # milliseconds
 
 
