@@ -6,7 +6,7 @@ The three arguments are clones of the authors' repositories or folders like them
 Everything goes to `--work` (runs/embedded); the finished model to `--package` (mmllm/embedded). Every step leaves
 `STEP.done` behind and is passed over when that is there; a step that was interrupted goes on from its last checkpoint.
 On two cores the picture encoder is trained on one while the other makes the sound encoder, the language model and the data;
-then the generators of pictures, sounds and clips are trained, the last two beside the first.
+then the generators of pictures and clips are trained on the first, that of sounds on the other.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ STEPS: dict[str, Callable[[argparse.Namespace], None]] = {
 }
 
 
-LANES = (("clip", "draw"), ("whisper", "llm", "data", "sing", "animate"))  # at the same time
+LANES = (("clip", "draw", "animate"), ("whisper", "llm", "data", "sing"))  # at the same time
 
 
 def main() -> None:

@@ -104,7 +104,7 @@ def mel_distance(found: Tensor, wanted: Tensor) -> Tensor:
     """Mean absolute difference of the log-mel spectra of waves ``(N, T)``, a mean of several resolutions (arXiv 2306.06546).
 
     Of single frequencies (arXiv 1910.11480) most of the distance between two noises is chance, and hides what can be learned:
-    after 100 seconds 24 % of spoken digits were heard rightly, with mel bands 46 %.
+    after 100 seconds 24 % of spoken digits were heard rightly, with mel bands 46 % (one run each).
     """
     distances = []
     for window, bank in mel_banks().items():
