@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from dialogues import Message, pseudo_word, system_prompt, vary
+from dialogues import Message, aside, pseudo_word, system_prompt, vary
 from drawings import BACKGROUNDS, MOST_ITEMS, PLACES, Group, Wish, caption, held_out, wishes
 from scene_model import COLORS, SHAPES
 from scene_text import NUMBERS
@@ -62,6 +62,8 @@ def edit(wish: Wish, rng: random.Random, test: bool = False) -> tuple[str, Wish]
     index = rng.randrange(len(wish.groups))
     group, others = wish.groups[index], wish.groups[:index] + wish.groups[index + 1 :]
     named = noun(group, others)
+    if not others and rng.random() < 0.4:
+        named = "it" if group.count == 1 else "them"
 
     def swapped(new: Group) -> Wish:
         return replace(wish, groups=(*wish.groups[:index], new, *wish.groups[index + 1 :]))
@@ -70,7 +72,7 @@ def edit(wish: Wish, rng: random.Random, test: bool = False) -> tuple[str, Wish]
     if kind == "color":
         color = rng.choice([c for c in COLORS if c not in (wish.background, group.color)])
         forms = ("Make {} {}.", "Now make {} {}.", "Change {} to {}.", "Paint {} {} instead.", "{} should be {}.")
-        text = rng.choice(forms).format(named, color)
+        text = rng.choice(forms[:-1] if named == "them" else forms).format(named, color)
         after = swapped(replace(group, color=color))
     elif kind == "shape":
         shape = rng.choice([s for s in SHAPES if s != group.shape])
@@ -149,8 +151,10 @@ def drawing_turns(rng: random.Random) -> list[Turn]:
             turns.append((vary(changed[0], rng, 0.2), reply(wish), wish))
         elif roll < 0.75:
             turns.append((rng.choice(AGAIN), reply(wish), wish))
-        elif roll < 0.85:
+        elif roll < 0.82:
             turns.append(count_question(wish, rng))
+        elif roll < 0.9:
+            turns.append((*aside(rng), None))
         else:
             wish = wishes(rng, test=False)
             turns.append(request(wish, rng))

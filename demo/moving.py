@@ -1,7 +1,7 @@
 """What the embedded assistant animates: one shape that moves, grows or shrinks. Every fact of a clip is known.
 
 A `Motion` says what must be seen and nothing else; `caption` puts it into words, `animate` draws one of the many clips that
-fulfil it: `FRAMES` pictures of `SIDE` x `SIDE` pixels, the whole path inside the picture.
+fulfil it: `FRAMES` pictures of `SIDE` x `SIDE` pixels, the whole path inside the picture and about its middle.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ FRAMES = 8
 FRAMES_PER_SECOND = 4.0
 SIZES = (22, 24)  # pixels of a shape, from and to
 SMALL, BIG = (12, 14), (27, 29)  # between them it grows and shrinks
-TRAVEL = {"slowly": (12, 15), "quickly": (28, 33)}  # pixels from the first frame to the last
-TRAVEL_AND_BACK = (18, 33)  # pixels to the turning point
-MARGIN = 2  # pixels between the path and the edge
+# Pixels from the first frame to the last. Without a word for the pace it is one between: any is right.
+TRAVEL = {"slowly": (12, 15), "": (20, 23), "quickly": (28, 33)}
+TRAVEL_AND_BACK = (26, 30)  # pixels to the turning point
+ASIDE = 1.5  # pixels between the middle of the picture and that of the path
 FINER = 2  # positions and sizes are multiples of 1 / FINER pixels
-PACES = ("", *TRAVEL)  # without a word any of them is right
+PACES = ("", "slowly", "quickly")  # without a word any of them is right
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 WAYS = {"left": "to the left", "right": "to the right", "up": "upwards", "down": "downwards"}
 MOVES = (*DIRECTIONS, *(f"{way} and back" for way in DIRECTIONS), "growing", "shrinking")
@@ -78,7 +79,11 @@ def motions(rng: random.Random, test: bool) -> Motion:
 
 
 def path(motion: Motion, rng: random.Random) -> np.ndarray:
-    """One way to fulfil the motion: centre and size in every frame, ``(FRAMES, 3)`` of x, y, size in pixels."""
+    """One way to fulfil the motion: centre and size in every frame, ``(FRAMES, 3)`` of x, y, size in pixels.
+
+    The path lies about the middle of the picture. Anywhere in it would do as well, but a generator that has to choose a place
+    learns slowly that all frames must agree on it.
+    """
     time = np.linspace(0, 1, FRAMES)
     if motion.move in ("growing", "shrinking"):
         first, last = rng.uniform(*SMALL), rng.uniform(*BIG)
@@ -86,16 +91,11 @@ def path(motion: Motion, rng: random.Random) -> np.ndarray:
         travel, shares, step = 0.0, np.zeros(FRAMES), (0, 0)
     else:
         way, back, _ = motion.move.partition(" and back")
-        pace = motion.pace or rng.choice(tuple(TRAVEL))
-        travel, step = rng.uniform(*(TRAVEL_AND_BACK if back else TRAVEL[pace])), DIRECTIONS[way]
+        travel, step = rng.uniform(*(TRAVEL_AND_BACK if back else TRAVEL[motion.pace])), DIRECTIONS[way]
         # The turning point is a frame, so that no two frames in a row are the same.
         shares = np.interp(time, [0, 4 / 7, 1], [0, 1, 0]) if back else time
         sizes = np.full(FRAMES, rng.uniform(*SIZES))
-    reach = sizes.max() / 2 + MARGIN
-    columns = []
-    for axis in step:
-        low, high = reach + max(0.0, -axis * travel), SIDE - reach - max(0.0, axis * travel)
-        columns.append(rng.uniform(low, high) + axis * travel * shares)
+    columns = [SIDE / 2 + rng.uniform(-ASIDE, ASIDE) + axis * travel * (shares - 0.5 * shares.max()) for axis in step]
     return np.stack([*columns, sizes], axis=1)
 
 

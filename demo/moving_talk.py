@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from dialogues import pseudo_word, vary
+from dialogues import aside, pseudo_word, vary
 from drawing_talk import UNDRAWABLE
 from drawings import BACKGROUNDS, Group, Wish
 from moving import DIRECTIONS, MOVES, PACES, WAYS, Motion, caption, held_out, motions, moving
@@ -120,8 +120,10 @@ def moving_turns(rng: random.Random, motion: Motion | None = None) -> list[Turn]
                 continue
             motion = changed[1]
             turns.append((vary(changed[0], rng, 0.2), reply(motion), motion))
-        elif roll < 0.87:
+        elif roll < 0.85:
             turns.append((rng.choice(AGAIN), reply(motion), motion))
+        elif roll < 0.92:
+            turns.append((*aside(rng), None))
         else:
             motion = motions(rng, test=False)
             turns.append(request(motion, rng))

@@ -63,15 +63,19 @@ def said_count(rng: random.Random, writer: Writer) -> Row:
 
 
 def drawn_and_said(rng: random.Random, writer: Writer) -> Row:
-    """A request for a picture and a sound in one reply."""
-    wish, sound = drawings.wishes(rng, test=False), wishes(rng, test=False)
-    first, second = drawing_talk.request(wish, rng)[0], request(sound, rng)[0]
-    question = rng.choice(BOTH).format(first.rstrip(".?!") + ".", second[0].lower() + second[1:])
-    parts = [
-        {"type": "text", "text": drawing_talk.reply(wish)}, {"type": "image", "caption": drawings.caption(wish)},
-        {"type": "text", "text": reply(sound)}, {"type": "audio", "caption": caption(sound)},
-    ]  # fmt: skip
-    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": parts}]}
+    """A request for a picture and a sound in one reply, in the order asked for; half the pictures of one kind of shape."""
+    sound, few = wishes(rng, test=False), rng.random() < 0.5
+    while len((wish := drawings.wishes(rng, test=False)).groups) > 1 and few:
+        pass
+    asked = [drawing_talk.request(wish, rng)[0], request(sound, rng)[0]]
+    made = [
+        [{"type": "text", "text": drawing_talk.reply(wish)}, {"type": "image", "caption": drawings.caption(wish)}],
+        [{"type": "text", "text": reply(sound)}, {"type": "audio", "caption": caption(sound)}],
+    ]
+    if rng.random() < 0.35:
+        asked, made = asked[::-1], made[::-1]
+    question = rng.choice(BOTH).format(asked[0].rstrip(".?!") + ".", asked[1][0].lower() + asked[1][1:])
+    return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": made[0] + made[1]}]}
 
 
 def echoed_digits(folder: Path, output: Path, rng: random.Random, share: float) -> list[Row]:

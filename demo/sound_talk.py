@@ -10,7 +10,7 @@ import random
 from dataclasses import replace
 
 from audio_windows import DIGITS
-from dialogues import vary
+from dialogues import aside, vary
 from sound_wishes import MOST_DIGITS, SoundWish, caption, held_out, wishes
 from sounds import NUMBERS, PITCHES
 
@@ -19,13 +19,20 @@ Turn = tuple[str, str, SoundWish | None]
 SPEECH = (
     "Say {}.", "Say {}", "Please say {}.", "Can you say {}?", "Could you say {}?", "Say {} for me.", "Speak: {}.",
     "Say {} aloud.", "Say it aloud: {}.", "Read {} aloud.", "Pronounce {}.", "Let me hear you say {}.", "I want to hear {}.",
-    "Speak the digits {}.", "Say the word {}.",
+    "Speak the digits {}.", "Say the word {}.", "Say: {}.", "Please speak: {}.", "Can you speak {}?",
+    "Say the number {}.", "Say the digit {}.", "Speak {} for me.", "Please pronounce {}.", "Can you pronounce {}?", "Call out {}.",
+    "Read {} out.", "Read out: {}.", "Read this aloud: {}.", "How do you say {}?", "I'd like to hear {}.",
+    "Please let me hear {}.", "Tell me {} with your voice.", "Say {} out loud.", "Now say {}.",
+    "Could you please say {}?", "Could you say: {}?", "Voice: {}.", "Let's hear {}.", "Announce {}.", "Make me hear {}.",
 )  # fmt: skip
 HELD_OUT_SPEECH = ("Please read {} aloud.", "Could you speak: {}?", "I want to hear you say {}.")
 SOUNDS = (
     "Play {}.", "Play {}", "Play me {}.", "Please play {}.", "Can you play {}?", "Make the sound of {}.", "Let me hear {}.",
     "I want to hear {}.", "Make {}.", "What does {} sound like?", "Give me the sound of {}.", "Could you play {}?",
-    "Create the sound of {}.", "A sound of {}, please.",
+    "Create the sound of {}.", "A sound of {}, please.", "Please let me hear {}.", "Could you make the sound of {}?",
+    "Now play {}.",
+    "Can I hear {}?", "I would like to hear {}.", "Let me hear the sound of {}.", "Produce {}.", "Let's hear {}.",
+    "Can you make {}?", "I want the sound of {}.", "Play the sound of {}.", "Sound of {}.", "Could I listen to {}?",
 )  # fmt: skip
 HELD_OUT_SOUNDS = ("Please make the sound of {}.", "Let me listen to {}.", "Can you create the sound of {}?")
 AGAIN = (
@@ -139,8 +146,10 @@ def sound_turns(rng: random.Random) -> list[Turn]:
                 continue
             wish = changed[1]
             turns.append((vary(changed[0], rng, 0.2), reply(wish), wish))
-        elif roll < 0.65:
+        elif roll < 0.62:
             turns.append((rng.choice(AGAIN), reply(wish), wish))
+        elif roll < 0.7:
+            turns.append((*aside(rng), None))
         else:
             wish = wishes(rng, test=False)
             turns.append(request(wish, rng))
