@@ -35,6 +35,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "fused": "mmllm.encoders.fused:FusedConfig",
         "hubert": "mmllm.encoders.hubert:HubertConfig",
         "imagebind": "mmllm.encoders.imagebind:ImageBindConfig",
+        "tiled": "mmllm.encoders.tiled:TiledConfig",
         "timm": "mmllm.encoders.timm_backbone:TimmConfig",
         "vit": "mmllm.encoders.vision_transformer:VitConfig",
         "whisper": "mmllm.encoders.whisper:WhisperConfig",

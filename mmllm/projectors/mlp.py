@@ -39,7 +39,8 @@ class MLPConfig(ProjectorConfig):
 
     ``hidden_dim`` is the width between the layers, the backbone's unless given; a list has one for each of the
     ``depth - 1`` (Prismatic's projector of fused features). ``norm`` puts a LayerNorm in front, for encoders whose features
-    are not of unit scale. ``stack`` and ``expand`` as for ``linear``.
+    are not of unit scale. ``stack`` and ``expand`` as for ``linear``. With ``row_ends`` every feature that is all zeros gives a
+    trained embedding of its own, LLaVA-NeXT's ``image_newline``: what the encoder ``tiled`` puts behind each row.
     """
 
     kind: Literal["mlp"] = "mlp"
@@ -48,11 +49,14 @@ class MLPConfig(ProjectorConfig):
     stack: PositiveInt = 1
     expand: PositiveInt = 1
     norm: bool = False
+    row_ends: bool = False
 
     @model_validator(mode="after")
     def _a_width_for_each(self) -> Self:
         if isinstance(self.hidden_dim, tuple) and len(self.hidden_dim) != self.depth - 1:
             raise ValueError(f"found {len(self.hidden_dim)} hidden_dim, expected depth - 1 = {self.depth - 1}")
+        if self.row_ends and (self.stack > 1 or self.expand > 1):
+            raise ValueError("`row_ends` needs an output for each feature; leave out `stack` and `expand`")
         return self
 
     def num_outputs(self, length: int) -> int:
@@ -72,5 +76,6 @@ class MLPConfig(ProjectorConfig):
             stack=self.stack,
             expand=self.expand,
             norm=self.norm,
+            row_ends=self.row_ends,
         )
         return module.to(context.dtype)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,7 +13,8 @@ class MLPProjector(Projector):
     """Linear layers with GELU between, applied to every group of ``stack`` neighbouring features.
 
     ``(N, S, D)`` becomes ``(N, ceil(S / stack) * expand, output_dim)``: the last group of an item is filled up with
-    zeros, and every group gives ``expand`` outputs, one behind the other.
+    zeros, and every group gives ``expand`` outputs, one behind the other. With ``row_ends`` features of zeros give ``row_end``
+    (output_dim,), which starts as LLaVA-NeXT's ``image_newline`` does: normal, of standard deviation output_dim ** -0.5.
     """
 
     def __init__(
@@ -24,6 +26,7 @@ class MLPProjector(Projector):
         stack: int = 1,
         expand: int = 1,
         norm: bool = False,
+        row_ends: bool = False,
     ) -> None:
         super().__init__()
         self.stack, self.expand = stack, expand
@@ -34,9 +37,10 @@ class MLPProjector(Projector):
         for i in range(1, depth):
             layers += [nn.GELU(), nn.Linear(widths[i], widths[i + 1])]
         self.layers = nn.Sequential(*layers)
+        self.row_end = nn.Parameter(torch.randn(output_dim) * output_dim**-0.5) if row_ends else None
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.norm(features)
+        seen, features = features, self.norm(features)
         if self.stack > 1:
             features = features.masked_fill(~mask[..., None], 0.0)
             missing = -features.shape[1] % self.stack
@@ -46,5 +50,7 @@ class MLPProjector(Projector):
             features = features.reshape(n, s // self.stack, self.stack * d)
             mask = mask.reshape(n, s // self.stack, self.stack).any(dim=-1)
         out: Tensor = self.layers(features)
+        if self.row_end is not None:
+            out = torch.where(seen.any(dim=-1, keepdim=True), out, self.row_end.to(out.dtype))
         n, s, d = out.shape
         return out.reshape(n, s * self.expand, d // self.expand), mask.repeat_interleave(self.expand, dim=1)
