@@ -45,6 +45,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "mlp": "mmllm.projectors.mlp:MLPConfig",
         "qformer": "mmllm.projectors.qformer:QFormerConfig",
         "cross_attention": "mmllm.projectors.cross_attention:CrossAttentionConfig",
+        "pixel_shuffle": "mmllm.projectors.grid:PixelShuffleConfig",
+        "pool": "mmllm.projectors.grid:PoolConfig",
+        "ldp": "mmllm.projectors.grid:LDPConfig",
     },
     "output_projector": {
         "linear": "mmllm.projectors.output:LinearOutputConfig",
