@@ -44,6 +44,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "linear": "mmllm.projectors.mlp:LinearConfig",
         "mlp": "mmllm.projectors.mlp:MLPConfig",
         "qformer": "mmllm.projectors.qformer:QFormerConfig",
+        "mq_former": "mmllm.projectors.qformer:MQFormerConfig",
         "cross_attention": "mmllm.projectors.cross_attention:CrossAttentionConfig",
         "pixel_shuffle": "mmllm.projectors.grid:PixelShuffleConfig",
         "pool": "mmllm.projectors.grid:PoolConfig",
