@@ -120,6 +120,7 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
         "qformer": [{}, {"norm": True, "num_queries": 2, "cross_attention_every": 1}, {"window": 4, "num_queries": 1}, {"window": 3, "stride": 2}],
         "mq_former": [{"queries": {"clip": 32, "dino": 8}}, {"queries": {"a": 1, "b": 1, "c": 1}}],
         "cross_attention": [{}, {"num_queries": 3}],
+        "group": [{}, {"num_group_tokens": [3], "num_output_groups": [5], "depths": [2, 1]}],
         "pixel_shuffle": [{}, {"factor": 3, "depth": 1, "bias": False}, {"norm": True, "activation": "swiglu"}],
         "pool": [{"factor": 2}, {"size": [2, 3], "depth": 3, "activation": "relu"}],
         "ldp": [{}, {"size": [2, 5]}],

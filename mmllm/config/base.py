@@ -46,6 +46,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "qformer": "mmllm.projectors.qformer:QFormerConfig",
         "mq_former": "mmllm.projectors.qformer:MQFormerConfig",
         "cross_attention": "mmllm.projectors.cross_attention:CrossAttentionConfig",
+        "group": "mmllm.projectors.group:GroupConfig",
         "pixel_shuffle": "mmllm.projectors.grid:PixelShuffleConfig",
         "pool": "mmllm.projectors.grid:PoolConfig",
         "ldp": "mmllm.projectors.grid:LDPConfig",
