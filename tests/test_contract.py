@@ -26,6 +26,7 @@ FAMILIES = ("encoder", "input_projector", "backbone", "adapter", "output_project
 EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
     "encoder": {
         "beats": [{}, {"select_layer": -3}, {"architecture": {"embed_dim": 768, "conv_pos": 95}}],
+        "cformer": [{}, {"rate": 12.5, "max_seconds": 30}],
         "clap": [
             {"pretrained": "laion/clap-htsat-unfused"},
             {"pretrained": "laion/clap-htsat-fused", "long": "fusion"},

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 BUILTIN: dict[str, dict[str, str]] = {
     "encoder": {
         "beats": "mmllm.encoders.beats:BeatsConfig",
+        "cformer": "mmllm.encoders.cformer:CFormerConfig",
         "clap": "mmllm.encoders.clap:ClapConfig",
         "clip": "mmllm.encoders.clip:ClipConfig",
         "fused": "mmllm.encoders.fused:FusedConfig",
