@@ -117,8 +117,18 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
     },
     "input_projector": {
         "linear": [{}, {"stack": 3}, {"expand": 4}],
-        "mlp": [{}, {"activation": "swiglu", "bias": False, "stack": 8}, {"depth": 3, "stack": 4, "norm": True}, {"stack": 2, "expand": 3}],
-        "qformer": [{}, {"norm": True, "num_queries": 2, "cross_attention_every": 1}, {"window": 4, "num_queries": 1}, {"window": 3, "stride": 2}],
+        "mlp": [
+            {},
+            {"activation": "swiglu", "bias": False, "stack": 8},
+            {"depth": 3, "stack": 4, "norm": True},
+            {"stack": 2, "expand": 3},
+        ],
+        "qformer": [
+            {},
+            {"norm": True, "num_queries": 2, "cross_attention_every": 1},
+            {"window": 4, "num_queries": 1},
+            {"window": 3, "stride": 2},
+        ],
         "mq_former": [{"queries": {"clip": 32, "dino": 8}}, {"queries": {"a": 1, "b": 1, "c": 1}}],
         "cross_attention": [{}, {"num_queries": 3}],
         "group": [{}, {"num_group_tokens": [3], "num_output_groups": [5], "depths": [2, 1]}],

@@ -120,7 +120,9 @@ class CFormerEncoder(Encoder):
         self.acoustic = AcousticEncoder(acoustic)
         self.weigh_neighbours, self.weigh = nn.Conv1d(width, width, 3, padding=1), nn.Linear(width, 1)
         self.to_bert = nn.Linear(width, behind.hidden_size)
-        numbers = BertConfig(**behind.model_dump(), vocab_size=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+        numbers = BertConfig(
+            **behind.model_dump(), vocab_size=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0
+        )
         self.bert: Any = BertModel(numbers, add_pooling_layer=False)
         self.bert.embeddings.word_embeddings = nn.Identity()  # what fired stands in their place
         self.output_dim = behind.hidden_size
@@ -153,9 +155,15 @@ def _check_numbers(config: CFormerConfig, reference: str) -> None:
     path = find(reference, config.revision, ["config.json"])
     content = read_json(path) if path is not None else {}
     if content.get("model_type") != "bert":
-        raise CheckpointError(f"found model_type {content.get('model_type')!r} in {reference}, expected a transformers BERT")
+        raise CheckpointError(
+            f"found model_type {content.get('model_type')!r} in {reference}, expected a transformers BERT"
+        )
     declared = config.transformer.model_dump()
-    wrong = [f"{key} {content.get(key)}, the YAML makes it {here}" for key, here in declared.items() if content.get(key) != here]
+    wrong = [
+        f"{key} {content.get(key)}, the YAML makes it {here}"
+        for key, here in declared.items()
+        if content.get(key) != here
+    ]
     if wrong:
         raise CheckpointError(f"{reference} has {'; '.join(wrong)}; set `transformer` to the checkpoint's numbers")
 

@@ -108,7 +108,9 @@ class FusedEncoder(Encoder):
         super().__init__()
         found = [encoder.output_dim for encoder in encoders.values()]
         if along == "sequence" and widths == "equal" and len(set(found)) > 1:
-            problem = f"the features have widths {found}; `sequence` needs equal ones or `widths: pad`; or choose `channels`"
+            problem = (
+                f"the features have widths {found}; `sequence` needs equal ones or `widths: pad`; or choose `channels`"
+            )
             raise ConfigError([("along", problem)], NAME)
         self.encoders, self.along, self.lengths = nn.ModuleDict(encoders), along, lengths
         self.output_dim = sum(found) if along == "channels" else max(found)

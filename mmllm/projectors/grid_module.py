@@ -42,7 +42,8 @@ class PixelShuffle(GridProjector):
         """``(B, R, C, D)`` to ``(B, R', C', factor * factor * D)``."""
         f = self.factor
         table = F.pad(table, (0, 0, 0, -table.shape[2] % f, 0, -table.shape[1] % f))
-        blocks = table.unflatten(2, (-1, f)).unflatten(1, (-1, f))  # (B, R', f, C', f, D)
+        count, rows, cols, width = table.shape
+        blocks = table.reshape(count, rows // f, f, cols // f, f, width)
         return blocks.transpose(2, 3).flatten(3)
 
 

@@ -41,7 +41,7 @@ class MixerMlp(Mlp):
 
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, visible: Tensor) -> Tensor:
     """Attention of ``(N, Q, C)`` to ``(N, S, C)``; ``visible (N, S)`` bool."""
-    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    q, k, v = (x.reshape(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value))
     read = F.scaled_dot_product_attention(q, k, v, attn_mask=visible[:, None, None])
     return read.transpose(1, 2).flatten(2)
 
@@ -52,7 +52,8 @@ class SelfAttention(nn.Module):
         self.heads, self.qkv, self.proj = heads, nn.Linear(dim, 3 * dim, bias=False), nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, visible: Tensor) -> Tensor:
-        out: Tensor = self.proj(attend(*self.qkv(x).chunk(3, dim=2), self.heads, visible))
+        query, key, value = self.qkv(x).split(x.shape[2], dim=2)
+        out: Tensor = self.proj(attend(query, key, value, self.heads, visible))
         return out
 
 
@@ -63,9 +64,7 @@ class CrossAttention(nn.Module):
         self.q_proj, self.k_proj, self.v_proj, self.proj = (nn.Linear(dim, dim) for _ in range(4))
 
     def forward(self, query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
-        out: Tensor = self.proj(
-            attend(self.q_proj(query), self.k_proj(key), self.v_proj(key), self.heads, visible)
-        )
+        out: Tensor = self.proj(attend(self.q_proj(query), self.k_proj(key), self.v_proj(key), self.heads, visible))
         return out
 
 

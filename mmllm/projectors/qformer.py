@@ -117,7 +117,9 @@ class MQFormerConfig(QueryingConfig, LayoutProjectorConfig):
             problem = "the encoder is not `fused` with `along: sequence`, so there is nothing to give each its queries"
             raise ConfigError([("queries", problem)], "mq_former projector")
         if list(found) != list(self.queries):
-            problem = f"found {', '.join(self.queries)}, expected the encoders' names in their order: {', '.join(found)}"
+            problem = (
+                f"found {', '.join(self.queries)}, expected the encoders' names in their order: {', '.join(found)}"
+            )
             raise ConfigError([("queries", problem)], "mq_former projector")
         return tuple(found.values())
 

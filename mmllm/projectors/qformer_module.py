@@ -121,8 +121,9 @@ class MultiQueryProjector(LayoutProjector):
             query_embeds=self.query_tokens.expand(len(features), -1, -1),
             encoder_hidden_states=common.gather(0, chosen)[0],
             # transformers takes a mask of four dimensions as it is: what is added to the scores.
-            encoder_attention_mask=torch.zeros_like(visible, dtype=common.dtype)
-            .masked_fill(~visible, torch.finfo(common.dtype).min)[:, None],
+            encoder_attention_mask=torch.zeros_like(visible, dtype=common.dtype).masked_fill(
+                ~visible, torch.finfo(common.dtype).min
+            )[:, None],
         ).last_hidden_state
         return self.language_projection(read), torch.ones(read.shape[:2], dtype=torch.bool, device=read.device)
 
