@@ -51,26 +51,25 @@ class CFormerPreprocessor:
 
 
 class AcousticEncoder(nn.Module):
-    """Frames of 10 ms ``(N, T, F)`` to frames of 40 ms ``(N, S, C)``."""
+    """Frames of 10 ms ``(N, T, F)`` to frames of 40 ms ``(N, S, C)``: two convolutions of stride 2, blocks as in Whisper."""
 
     def __init__(self, numbers: AcousticNumbers) -> None:
+        from transformers import WhisperConfig
+        from transformers.models.whisper.modeling_whisper import WhisperEncoderLayer
+
         super().__init__()
         width = numbers.hidden_size
         self.convolutions = nn.ModuleList(
             nn.Conv1d(before, width, 3, stride=2, padding=1) for before in (numbers.num_mel_bins, width)
         )
-        layer = nn.TransformerEncoderLayer(
-            width,
-            numbers.num_attention_heads,
-            numbers.intermediate_size,
-            dropout=0.0,
-            activation="gelu",
-            batch_first=True,
-            norm_first=True,
+        like_whisper = WhisperConfig(
+            d_model=width,
+            encoder_attention_heads=numbers.num_attention_heads,
+            encoder_ffn_dim=numbers.intermediate_size,
+            attn_implementation="sdpa",
         )
-        self.transformer = nn.TransformerEncoder(
-            layer, numbers.num_hidden_layers, norm=nn.LayerNorm(width), enable_nested_tensor=False
-        )
+        self.layers = nn.ModuleList(WhisperEncoderLayer(like_whisper) for _ in range(numbers.num_hidden_layers))
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, mels: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Features and mask ``(N, S)``; ``frames (N,)`` are the real ones of ``mels``."""
@@ -81,8 +80,10 @@ class AcousticEncoder(nn.Module):
             mask = torch.arange(x.shape[1], device=x.device)[None] < frames[:, None]
             x = x.masked_fill(~mask[..., None], 0)  # what is behind the end, as for a sound that is alone
         x = x + sinusoids(x.shape[1], x.shape[2], x)
-        x = self.transformer(x, src_key_padding_mask=~mask)
-        return x.masked_fill(~mask[..., None], 0), mask
+        hidden = torch.zeros_like(mask, dtype=x.dtype).masked_fill(~mask, torch.finfo(x.dtype).min)[:, None, None]
+        for layer in self.layers:
+            x = layer(x, hidden)
+        return self.norm(x).masked_fill(~mask[..., None], 0), mask
 
 
 def sinusoids(length: int, width: int, like: Tensor) -> Tensor:
