@@ -95,7 +95,8 @@ class Gridded(Protocol):
 
     def grid(self, item: dict[str, torch.Tensor]) -> tuple[int, ...] | None:
         """``(rows, cols)`` of a picture's features, row by row, or ``(steps,)`` of a sound's; None where there is no such
-        grid (one pooled feature, a class token among them).
+        grid (one pooled feature, a class token among them). Of several pictures one behind the other, tiles or frames of
+        one grid, ``(pictures, rows, cols)``.
         """
         ...
 

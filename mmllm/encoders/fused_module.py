@@ -78,7 +78,7 @@ class FusedPreprocessor:
             f"{name}: {count} on {found[name] or 'no grid'}" for name, count in zip(found, counts, strict=True)
         )
         grids = [grid for grid in found.values() if grid is not None]
-        if len(grids) < len(found) or len({len(grid) for grid in grids}) > 1:
+        if len(grids) < len(found) or {len(grid) for grid in grids} not in ({1}, {2}):
             problem = f"features cannot be interpolated ({told}); choose `pad`, `along: sequence` or other encoders"
             raise ConfigError([("lengths", problem)], NAME)
         return [(grid[0], grid[1]) if len(grid) == 2 else (1, grid[0]) for grid in grids]

@@ -59,21 +59,22 @@ class QFormerProjector(Projector):
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         if self.window is None or self.stride is None:
-            read = self._read(features, mask)
-            return read, torch.ones(read.shape[:2], dtype=torch.bool, device=read.device)
+            read = self.read(features, mask)
+            return self.language_projection(read), torch.ones(read.shape[:2], dtype=torch.bool, device=read.device)
         pieces, seen, real = windows(features, mask, self.window, self.stride)
-        read = self._read(pieces[real], seen[real])  # (R, num_queries, output_dim), of all items' own windows
+        read = self.language_projection(
+            self.read(pieces[real], seen[real])
+        )  # (R, num_queries, output_dim), R windows in all
         outputs = read.new_zeros(*real.shape, *read.shape[1:]).index_put(real.nonzero(as_tuple=True), read)
         return outputs.flatten(1, 2), real.repeat_interleave(read.shape[1], dim=1)
 
-    def _read(self, features: Tensor, mask: Tensor) -> Tensor:
-        """``(N, S, input_dim)`` to ``(N, num_queries, output_dim)``."""
+    def read(self, features: Tensor, mask: Tensor) -> Tensor:
+        """``(N, S, input_dim)`` to ``(N, num_queries, hidden_dim)``: what the queries have read, behind the last layer."""
         queries = self.query_tokens.expand(len(features), -1, -1)
-        read = self.qformer(
+        found: Tensor = self.qformer(
             query_embeds=queries, encoder_hidden_states=self.norm(features), encoder_attention_mask=mask.long()
         ).last_hidden_state
-        out: Tensor = self.language_projection(read)
-        return out
+        return found
 
 
 def windows(features: Tensor, mask: Tensor, window: int, stride: int) -> tuple[Tensor, Tensor, Tensor]:

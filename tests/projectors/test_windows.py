@@ -76,7 +76,7 @@ def test_whole_windows_are_those_of_salmonns_unfold() -> None:
     cut = F.unfold(features.transpose(1, 2)[:, :, None], (1, size), stride=(1, size))  # (1, 4 * size, 88)
     pieces = cut.view(4, size, -1).permute(2, 1, 0)
     with torch.no_grad():
-        expected = projector._read(pieces, torch.ones(pieces.shape[:2], dtype=torch.bool))
+        expected = projector.language_projection(projector.read(pieces, torch.ones(pieces.shape[:2], dtype=torch.bool)))
         found, _ = projector(features, torch.ones(1, 1500, dtype=torch.bool))
     assert (len(pieces), found.shape[1]) == (88, 89)
     torch.testing.assert_close(found[0, :88], expected[:, 0], atol=1e-5, rtol=0)
