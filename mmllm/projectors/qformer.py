@@ -101,8 +101,8 @@ class MQFormerConfig(QueryingConfig, LayoutProjectorConfig):
     """Queries for each encoder of a ``fused`` one (``along: sequence``): a group reads the features of its own encoder, and
     all groups attend to each other.
 
-    The general form of Lyrics' MQ-Former (arXiv 2312.05278), whose visual and grounding queries share their layers. Every
-    encoder's features have a linear layer of their own to the Q-Former's width first, so they may be of any scale and,
+    A general form of what Lyrics' MQ-Former (arXiv 2312.05278) does with a picture's features and a visual refiner's; no
+    code of it was published. Every encoder's features have a linear layer of their own to the Q-Former's width first, so they may be of any scale and,
     with the encoder's ``widths: pad``, of any width. ``queries`` are the encoders' names, in their order, and how many
     queries each has; as many outputs come out, those of the first encoder first.
     """
