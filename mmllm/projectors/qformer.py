@@ -102,9 +102,9 @@ class MQFormerConfig(QueryingConfig, LayoutProjectorConfig):
     all groups attend to each other.
 
     A general form of what Lyrics' MQ-Former (arXiv 2312.05278) does with a picture's features and a visual refiner's; no
-    code of it was published. Every encoder's features have a linear layer of their own to the Q-Former's width first, so they may be of any scale and,
-    with the encoder's ``widths: pad``, of any width. ``queries`` are the encoders' names, in their order, and how many
-    queries each has; as many outputs come out, those of the first encoder first.
+    code of it was published. Every encoder's features have a linear layer of their own to the Q-Former's width first, so
+    they may be of any scale and, with the encoder's ``widths: pad``, of any width. ``queries`` are the encoders' names, in
+    their order, and how many queries each has; as many outputs come out, those of the first encoder first.
     """
 
     kind: Literal["mq_former"] = "mq_former"
