@@ -33,9 +33,8 @@ def bare_qformer(config: QueryingConfig, feature_dim: int) -> Any:
     return Blip2QFormerModel(numbers)
 
 
-def start_at_embeddings(queries: nn.Parameter, last: nn.Linear) -> None:
-    """Random queries, and a last layer whose outputs are of embeddings' scale, see ``QFormerProjector``."""
-    nn.init.normal_(queries, std=0.02)
+def start_at_embeddings(last: nn.Linear) -> None:
+    """A last layer whose outputs are of embeddings' scale, see ``QFormerProjector``."""
     nn.init.normal_(last.weight, std=EMBEDDING_STD * last.in_features**-0.5)
     nn.init.zeros_(last.bias)
 
@@ -54,7 +53,8 @@ class QFormerProjector(Projector):
         self.qformer = bare_qformer(config, input_dim)
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_queries, config.hidden_dim))
         self.language_projection = nn.Linear(config.hidden_dim, output_dim)
-        start_at_embeddings(self.query_tokens, self.language_projection)
+        nn.init.normal_(self.query_tokens, std=0.02)
+        start_at_embeddings(self.language_projection)
         self.window, self.stride = config.window, config.stride or config.window
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,9 +62,7 @@ class QFormerProjector(Projector):
             read = self.read(features, mask)
             return self.language_projection(read), torch.ones(read.shape[:2], dtype=torch.bool, device=read.device)
         pieces, seen, real = windows(features, mask, self.window, self.stride)
-        read = self.language_projection(
-            self.read(pieces[real], seen[real])
-        )  # (R, num_queries, output_dim), R windows in all
+        read = self.language_projection(self.read(pieces[real], seen[real]))  # one row for each window of each item
         outputs = read.new_zeros(*real.shape, *read.shape[1:]).index_put(real.nonzero(as_tuple=True), read)
         return outputs.flatten(1, 2), real.repeat_interleave(read.shape[1], dim=1)
 
@@ -104,7 +102,8 @@ class MultiQueryProjector(LayoutProjector):
         self.qformer = bare_qformer(config, width)
         self.query_tokens = nn.Parameter(torch.empty(1, sum(config.queries.values()), width))
         self.language_projection = nn.Linear(width, output_dim)
-        start_at_embeddings(self.query_tokens, self.language_projection)
+        nn.init.normal_(self.query_tokens, std=0.02)
+        start_at_embeddings(self.language_projection)
         self.counts = list(config.queries.values())
 
     def forward(self, features: Tensor, mask: Tensor, layouts: Tensor | None = None) -> tuple[Tensor, Tensor]:
