@@ -46,10 +46,11 @@ class Input(nn.Module):
             features, mask = self.encoder(batch)
         return features, mask
 
-    def forward(self, batch: dict[str, Tensor]) -> Tensor:
-        """Backbone embeddings ``(N, Q, D_llm)`` of N media items."""
+    def forward(self, batch: dict[str, Tensor], layouts: Tensor | None = None) -> Tensor:
+        """Backbone embeddings ``(N, Q, D_llm)`` of N media items; ``layouts (N, K)`` for a projector that asks for them."""
         features, mask = self.features(batch)
-        embeddings, _ = self.projector(features, mask)
+        told = () if layouts is None else (layouts,)
+        embeddings, _ = self.projector(features, mask, *told)
         return embeddings  # type: ignore[no-any-return]
 
 
@@ -230,7 +231,7 @@ class MultimodalLM(nn.Module):
 
     def encode(self, media: Mapping[str, MediaBatch]) -> dict[str, Tensor]:
         """Backbone embeddings ``(N, Q, D_llm)`` per modality present: one encoder call each."""
-        return {name: self.inputs[name](batch.inputs) for name, batch in media.items()}
+        return {name: self.inputs[name](batch.inputs, batch.layouts) for name, batch in media.items()}
 
     def splice(self, ids: Tensor, media: Mapping[str, MediaBatch]) -> Tensor:
         """Token embeddings ``(B, T, D_llm)`` of ``ids (B, T)`` with every media span's embeddings in its place."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from mmllm.config.base import BuildContext, problems_at
 from mmllm.config.contradictions import contradictions, matching, rate, with_lengths
+from mmllm.config.families import outputs_of
 from mmllm.config.pieces import select, split
 from mmllm.config.run import InputConfig, ModelConfig, OutputConfig, RunConfig, StageConfig
 from mmllm.errors import ConfigError, MediaError
@@ -171,7 +172,7 @@ def _tokens(path: str, part: InputConfig, context: BuildContext, problems: list[
                 refusal = error
                 continue
             with problems_at(f"{path}.projector", problems, context):
-                tokens[label] = part.projector.num_outputs(preprocessor.num_tokens(item)) + 2 * part.markers
+                tokens[label] = outputs_of(part.projector, preprocessor, item)[0] + 2 * part.markers
         if not tokens:
             raise refusal
     return tokens

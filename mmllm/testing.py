@@ -25,6 +25,7 @@ from mmllm.config.families import (
     AdapterConfig,
     BackboneConfig,
     EncoderConfig,
+    LayoutProjectorConfig,
     OutputProjectorConfig,
     Preprocessor,
     ProjectorConfig,
@@ -175,16 +176,22 @@ def _check_projector(config: ProjectorConfig) -> None:
     def build(context: BuildContext) -> nn.Module:
         return config.build(context, input_dim=INPUT_DIM, output_dim=OUTPUT_DIM)
 
-    counts = [config.num_outputs(length) for length in LENGTHS]
-    _require(min(counts) >= 1, config, "num_outputs is at least 1", f"{counts} for lengths {LENGTHS}")
+    told: list[Tensor] = []  # what the module takes behind features and mask
+    if isinstance(config, LayoutProjectorConfig):
+        examples = config.layout_examples()
+        lengths, counts = [length for length, _ in examples], [config.num_outputs_on(layout) for _, layout in examples]
+        told = [torch.tensor([layout for _, layout in examples])]
+    else:
+        lengths, counts = list(LENGTHS), [config.num_outputs(length) for length in LENGTHS]
+    _require(min(counts) >= 1, config, "num_outputs is at least 1", f"{counts} for lengths {lengths}")
     projector = _check_module(config, build)
-    mask = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
-    features = torch.randn(len(LENGTHS), max(LENGTHS), INPUT_DIM).masked_fill(~mask[..., None], 0)
+    mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
+    features = torch.randn(len(lengths), max(lengths), INPUT_DIM).masked_fill(~mask[..., None], 0)
     with torch.no_grad():
-        found, found_mask = projector(features, mask)
-        loud, _ = projector(torch.where(mask[..., None], features, torch.full((), 1e3)), mask)
-        low, _ = build(BuildContext(dtype=torch.bfloat16, weights=False)).eval()(features.bfloat16(), mask)
-    shape = (len(LENGTHS), max(counts), OUTPUT_DIM)
+        found, found_mask = projector(features, mask, *told)
+        loud, _ = projector(torch.where(mask[..., None], features, torch.full((), 1e3)), mask, *told)
+        low, _ = build(BuildContext(dtype=torch.bfloat16, weights=False)).eval()(features.bfloat16(), mask, *told)
+    shape = (len(lengths), max(counts), OUTPUT_DIM)
     _require(found.shape == shape, config, "outputs are (N, Q, output_dim)", f"{tuple(found.shape)}, expected {shape}")
     _check_prefix(config, found_mask, counts, "num_outputs is the number of real outputs, which come first")
     low_ok = low.dtype == torch.bfloat16 and bool(low.isfinite().all())
@@ -192,17 +199,18 @@ def _check_projector(config: ProjectorConfig) -> None:
     real = found_mask[..., None]
     clause = "features behind the mask never influence real outputs"
     _equal(config, clause, loud.masked_fill(~real, 0), found.masked_fill(~real, 0), 1e-5)
-    for index, length in enumerate(LENGTHS):
+    for index, length in enumerate(lengths):
+        one = slice(index, index + 1)
         with torch.no_grad():
-            single, _ = projector(features[index : index + 1, :length], mask[index : index + 1, :length])
+            single, _ = projector(features[one, :length], mask[one, :length], *(layouts[one] for layouts in told))
         clause = "an item's outputs do not depend on what it is batched with"
         _equal(config, clause, found[index, : counts[index]], single[0], 1e-5)
     projector.train()
-    outputs, _ = projector(features, mask)
+    outputs, _ = projector(features, mask, *told)
     (outputs * torch.randn_like(outputs)).masked_fill(~real, 0).sum().backward()
     _check_gradients(config, projector)
     projector.eval()
-    _check_saving(config, projector, build, lambda module: module(features, mask)[0])
+    _check_saving(config, projector, build, lambda module: module(features, mask, *told)[0])
 
 
 # Output projectors -----------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ FAMILIES = ("encoder", "input_projector", "backbone", "adapter", "output_project
 EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
     "encoder": {
         "beats": [{}, {"select_layer": -3}, {"architecture": {"embed_dim": 768, "conv_pos": 95}}],
+        "cformer": [{}, {"rate": 12.5, "max_seconds": 30}],
         "clap": [
             {"pretrained": "laion/clap-htsat-unfused"},
             {"pretrained": "laion/clap-htsat-fused", "long": "fusion"},
@@ -116,9 +117,24 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
     },
     "input_projector": {
         "linear": [{}, {"stack": 3}, {"expand": 4}],
-        "mlp": [{}, {"depth": 3, "stack": 4, "norm": True}, {"stack": 2, "expand": 3}],
-        "qformer": [{}, {"norm": True, "num_queries": 2, "cross_attention_every": 1}],
+        "mlp": [
+            {},
+            {"activation": "swiglu", "bias": False, "stack": 8},
+            {"depth": 3, "stack": 4, "norm": True},
+            {"stack": 2, "expand": 3},
+        ],
+        "qformer": [
+            {},
+            {"norm": True, "num_queries": 2, "cross_attention_every": 1},
+            {"window": 4, "num_queries": 1},
+            {"window": 3, "stride": 2},
+        ],
+        "mq_former": [{"queries": {"clip": 32, "dino": 8}}, {"queries": {"a": 1, "b": 1, "c": 1}}],
         "cross_attention": [{}, {"num_queries": 3}],
+        "group": [{}, {"num_group_tokens": [3], "num_output_groups": [5], "depths": [2, 1]}],
+        "pixel_shuffle": [{}, {"factor": 3, "depth": 1, "bias": False}, {"norm": True, "activation": "swiglu"}],
+        "pool": [{"factor": 2}, {"size": [2, 3], "depth": 3, "activation": "relu"}],
+        "ldp": [{}, {"size": [2, 5]}],
     },
     "backbone": {
         "causal_lm": [

@@ -180,6 +180,7 @@ TINY = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 4096,
+    "pad_token_id": None,  # a family's own may lie behind the small table
 }
 TINY_VOCAB = 272
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 BUILTIN: dict[str, dict[str, str]] = {
     "encoder": {
         "beats": "mmllm.encoders.beats:BeatsConfig",
+        "cformer": "mmllm.encoders.cformer:CFormerConfig",
         "clap": "mmllm.encoders.clap:ClapConfig",
         "clip": "mmllm.encoders.clip:ClipConfig",
         "fused": "mmllm.encoders.fused:FusedConfig",
@@ -44,7 +45,12 @@ BUILTIN: dict[str, dict[str, str]] = {
         "linear": "mmllm.projectors.mlp:LinearConfig",
         "mlp": "mmllm.projectors.mlp:MLPConfig",
         "qformer": "mmllm.projectors.qformer:QFormerConfig",
+        "mq_former": "mmllm.projectors.qformer:MQFormerConfig",
         "cross_attention": "mmllm.projectors.cross_attention:CrossAttentionConfig",
+        "group": "mmllm.projectors.group:GroupConfig",
+        "pixel_shuffle": "mmllm.projectors.grid:PixelShuffleConfig",
+        "pool": "mmllm.projectors.grid:PoolConfig",
+        "ldp": "mmllm.projectors.grid:LDPConfig",
     },
     "output_projector": {
         "linear": "mmllm.projectors.output:LinearOutputConfig",

@@ -95,8 +95,18 @@ class Gridded(Protocol):
 
     def grid(self, item: dict[str, torch.Tensor]) -> tuple[int, ...] | None:
         """``(rows, cols)`` of a picture's features, row by row, or ``(steps,)`` of a sound's; None where there is no such
-        grid (one pooled feature, a class token among them).
+        grid (one pooled feature, a class token among them). Of several pictures one behind the other, tiles or frames of
+        one grid, ``(pictures, rows, cols)``.
         """
+        ...
+
+
+@runtime_checkable
+class Membered(Protocol):
+    """A preprocessor of several encoders whose features may stand one encoder's behind the other's."""
+
+    def members(self, item: dict[str, torch.Tensor]) -> dict[str, int] | None:
+        """How many features of an item come from which encoder, in their order; None where they are joined otherwise."""
         ...
 
 
@@ -136,6 +146,38 @@ class ProjectorConfig(ComponentConfig):
 
     @abstractmethod
     def build(self, context: BuildContext, *, input_dim: int, output_dim: int) -> Projector: ...
+
+
+Layout = tuple[int, ...]  # what a `LayoutProjectorConfig` must know of an item's features beside their number
+
+
+class LayoutProjectorConfig(ProjectorConfig):
+    """An input projector that needs to know how the features of an item lie, not only how many there are.
+
+    Its module (``LayoutProjector``) is given the layouts of a batch beside its features.
+    """
+
+    @abstractmethod
+    def layout(self, preprocessor: Preprocessor, item: dict[str, torch.Tensor]) -> Layout:
+        """The layout of an item's features; equally long for all items. Raises ``ConfigError`` where they have none."""
+
+    @abstractmethod
+    def num_outputs_on(self, layout: Layout) -> int:
+        """Q for an item with features in ``layout``; Q >= 1."""
+
+    @abstractmethod
+    def layout_examples(self) -> list[tuple[int, Layout]]:
+        """A few possible layouts, each after its number of features, for the contract test."""
+
+
+def outputs_of(
+    projector: ProjectorConfig, preprocessor: Preprocessor, item: dict[str, torch.Tensor]
+) -> tuple[int, Layout | None]:
+    """How many embeddings ``projector`` gives for an item, and the layout that its module needs; None where it needs none."""
+    if isinstance(projector, LayoutProjectorConfig):
+        layout = projector.layout(preprocessor, item)
+        return projector.num_outputs_on(layout), layout
+    return projector.num_outputs(preprocessor.num_tokens(item)), None
 
 
 class OutputProjectorConfig(ComponentConfig):

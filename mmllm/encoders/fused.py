@@ -30,12 +30,15 @@ class FusedConfig(EncoderConfig):
       both grids on each other (``align_corners=False``). Where one of them lies on no grid, or one on rows and columns
       and the other in time, that is refused; nothing is needed, and nothing is done, where there are equally many.
       ``pad`` puts zeros behind the shorter one instead, as SALMONN does.
+    - ``widths``: along the sequence features of different widths are refused (``equal``), or the narrower ones get zeros
+      (``pad``), for a projector that tells the encoders apart (``mq_former``).
     """
 
     kind: Literal["fused"] = "fused"
     encoders: dict[Name, AnyEncoder]
     along: Literal["channels", "sequence"] = "channels"
     lengths: Literal["interpolate", "pad"] = "interpolate"
+    widths: Literal["equal", "pad"] = "equal"
 
     @model_validator(mode="after")
     def _several(self) -> FusedConfig:
@@ -45,6 +48,8 @@ class FusedConfig(EncoderConfig):
             )
         if self.along == "sequence" and self.lengths != "interpolate":
             raise ValueError("`lengths` goes with `along: channels`; leave it out")
+        if self.along == "channels" and self.widths != "equal":
+            raise ValueError("`widths` goes with `along: sequence`; leave it out")
         return self
 
     def members(self) -> dict[str, ComponentConfig]:

@@ -55,6 +55,16 @@ class FusedPreprocessor:
             return sum(counts)
         return counts[0] if self.lengths == "interpolate" else max(counts)
 
+    def grid(self, item: dict[str, Tensor]) -> tuple[int, ...] | None:
+        """The first encoder's, to which the others are fitted; None where features are joined in another way."""
+        name, first = next(iter(self.parts.items()))
+        fitted = self.along == "channels" and self.lengths == "interpolate" and isinstance(first, Gridded)
+        return first.grid(_own(name, item)) if fitted else None  # type: ignore[attr-defined]
+
+    def members(self, item: dict[str, Tensor]) -> dict[str, int] | None:
+        """See ``Membered``."""
+        return dict(zip(self.parts, self.counts(item), strict=True)) if self.along == "sequence" else None
+
     def grids(self, item: Mapping[str, Tensor]) -> list[tuple[int, int]]:
         """Rows and columns of each encoder's features. Raises ``ConfigError`` where they differ and are no such grid."""
         counts = self.counts(item)
@@ -68,7 +78,7 @@ class FusedPreprocessor:
             f"{name}: {count} on {found[name] or 'no grid'}" for name, count in zip(found, counts, strict=True)
         )
         grids = [grid for grid in found.values() if grid is not None]
-        if len(grids) < len(found) or len({len(grid) for grid in grids}) > 1:
+        if len(grids) < len(found) or {len(grid) for grid in grids} not in ({1}, {2}):
             problem = f"features cannot be interpolated ({told}); choose `pad`, `along: sequence` or other encoders"
             raise ConfigError([("lengths", problem)], NAME)
         return [(grid[0], grid[1]) if len(grid) == 2 else (1, grid[0]) for grid in grids]
@@ -94,20 +104,23 @@ def _own(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 class FusedEncoder(Encoder):
     """The encoders under their names."""
 
-    def __init__(self, encoders: Mapping[str, Encoder], along: str, lengths: str) -> None:
+    def __init__(self, encoders: Mapping[str, Encoder], along: str, lengths: str, widths: str) -> None:
         super().__init__()
-        widths = [encoder.output_dim for encoder in encoders.values()]
-        if along == "sequence" and len(set(widths)) > 1:
-            problem = f"the features have widths {widths}; `sequence` needs equal ones, choose `channels`"
+        found = [encoder.output_dim for encoder in encoders.values()]
+        if along == "sequence" and widths == "equal" and len(set(found)) > 1:
+            problem = (
+                f"the features have widths {found}; `sequence` needs equal ones or `widths: pad`; or choose `channels`"
+            )
             raise ConfigError([("along", problem)], NAME)
         self.encoders, self.along, self.lengths = nn.ModuleDict(encoders), along, lengths
-        self.output_dim = sum(widths) if along == "channels" else widths[0]
+        self.output_dim = sum(found) if along == "channels" else max(found)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """``batch`` from ``FusedPreprocessor.collate``; features (N, S, D), zero on the padding, and their mask."""
         seen = [encoder(_own(name, batch)) for name, encoder in self.encoders.items()]
         if self.along == "sequence":
-            return one_behind_another(seen, batch["counts"])
+            wide = [(F.pad(part, (0, self.output_dim - part.shape[2])), own) for part, own in seen]
+            return one_behind_another(wide, batch["counts"])
         if self.lengths == "interpolate":
             grids, mask = batch["grids"], seen[0][1]
             fitted = [to_grid(part, grids[:, i], grids[:, 0], mask.shape[1]) for i, (part, _) in enumerate(seen)]
@@ -182,4 +195,4 @@ def make_encoder(config: FusedConfig, context: BuildContext) -> FusedEncoder:
             encoders[name] = encoder.build(context)
     if problems:
         raise ConfigError(problems, NAME)
-    return FusedEncoder(encoders, config.along, config.lengths).train(False)
+    return FusedEncoder(encoders, config.along, config.lengths, config.widths).train(False)

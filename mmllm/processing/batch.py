@@ -13,12 +13,16 @@ OBJECTIVES = ("text", "condition", "denoise", "contrastive", "decision")
 
 @dataclass(frozen=True)
 class Span:
-    """One media item in a sequence: ``count`` features from token ``start`` on."""
+    """One media item in a sequence: ``count`` features from token ``start`` on.
+
+    ``layout`` is how the encoder's features lie, where the projector asks for it.
+    """
 
     modality: str
     start: int
     count: int
     item: dict[str, Tensor]
+    layout: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,17 +63,20 @@ class MediaBatch:
     """The media of one modality in a batch: N items.
 
     ``inputs`` is what the encoder takes. Row ``sources[i]`` of the projector's output, seen as ``(N * Q, D_llm)``, belongs
-    at row ``positions[i]`` of the token embeddings, seen as ``(B * T, D_llm)``. ``width`` is Q.
+    at row ``positions[i]`` of the token embeddings, seen as ``(B * T, D_llm)``. ``width`` is Q. ``layouts (N, K)`` are the
+    items' layouts where the projector asks for them.
     """
 
     inputs: dict[str, Tensor]
     positions: Tensor
     sources: Tensor
     width: int
+    layouts: Tensor | None = None
 
     def to(self, device: torch.device | str) -> MediaBatch:
         inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
-        return MediaBatch(inputs, self.positions.to(device), self.sources.to(device), self.width)
+        layouts = None if self.layouts is None else self.layouts.to(device)
+        return MediaBatch(inputs, self.positions.to(device), self.sources.to(device), self.width, layouts)
 
 
 @dataclass

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from mmllm.config.base import BuildContext, problems_at
+from mmllm.config.families import outputs_of
 from mmllm.errors import ConfigError, DataError, MediaError, SampleTooLong
 from mmllm.processing.audio import decode_audio
 from mmllm.processing.batch import Batch, CodeBatch, Encoded, Made, MadeBatch, MediaBatch, Span
@@ -245,9 +246,9 @@ class Processor:
                 encoded.supervised.extend([not generation_prompt] * signals.count)
                 continue
             modality, item = self.modalities[part.type], self.load(part, root)
-            count = modality.projector.num_outputs(modality.preprocessor.num_tokens(item))
+            count, layout = outputs_of(modality.projector, modality.preprocessor, item)
             start, end = ([m] for m in modality.markers) if modality.markers else ([], [])
-            encoded.spans.append(Span(part.type, len(encoded.ids) + len(start), count, item))
+            encoded.spans.append(Span(part.type, len(encoded.ids) + len(start), count, item, layout))
             encoded.ids.extend(start + [modality.placeholder] * count + end)
             encoded.supervised.extend([False] * (len(encoded.ids) - len(encoded.supervised)))
         return encoded
@@ -322,11 +323,12 @@ class Processor:
     def _collate_media(self, name: str, placed: list[tuple[int, Span]]) -> MediaBatch:
         modality = self.modalities[name]
         inputs = modality.preprocessor.collate([span.item for _, span in placed])
-        # The projector's padded length: num_outputs never shrinks with length, so the longest item sets it.
+        # The projector's padded length: the item with the most outputs sets it.
         width = max(span.count for _, span in placed)
         positions = torch.cat([torch.arange(start, start + span.count) for start, span in placed])
         sources = torch.cat([torch.arange(i * width, i * width + span.count) for i, (_, span) in enumerate(placed)])
-        return MediaBatch(inputs, positions, sources, width)
+        layouts = [span.layout for _, span in placed if span.layout is not None]
+        return MediaBatch(inputs, positions, sources, width, torch.tensor(layouts) if layouts else None)
 
     def _collate_made(self, name: str, placed: list[tuple[int, Made]]) -> MadeBatch:
         count = self.signals[name].count

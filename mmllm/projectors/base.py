@@ -17,3 +17,13 @@ class Projector(nn.Module):
         The real outputs of an item with s real features come first and number ``config.num_outputs(s)``; features where
         ``mask`` is False never influence them.
         """
+
+
+class LayoutProjector(Projector):
+    """One that reads how the features lie as well: the module of a ``LayoutProjectorConfig``."""
+
+    @abstractmethod
+    def forward(self, features: Tensor, mask: Tensor, layouts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As ``Projector.forward``; row n of ``layouts (N, K)`` int64 is the config's ``layout`` of item n. What it takes
+        them to be where they are not given is for the module to say.
+        """

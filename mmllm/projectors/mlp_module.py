@@ -9,8 +9,19 @@ from torch.nn import functional as F
 from mmllm.projectors.base import Projector
 
 
+class SwiGLU(nn.Module):
+    """``(…, 2 D)`` to ``(…, D)``: the first half times SiLU of the second (arXiv 2002.05202; halves as in Ultravox's code)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = x.chunk(2, dim=-1)
+        return value * F.silu(gate)
+
+
+ACTIVATIONS = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "swiglu": SwiGLU}
+
+
 class MLPProjector(Projector):
-    """Linear layers with GELU between, applied to every group of ``stack`` neighbouring features.
+    """Linear layers with an activation between, applied to every group of ``stack`` neighbouring features.
 
     ``(N, S, D)`` becomes ``(N, ceil(S / stack) * expand, output_dim)``: the last group of an item is filled up with
     zeros, and every group gives ``expand`` outputs, one behind the other. With ``row_ends`` features of zeros give ``row_end``
@@ -23,6 +34,8 @@ class MLPProjector(Projector):
         output_dim: int,
         depth: int = 2,
         hidden_dim: int | tuple[int, ...] | None = None,
+        activation: str = "gelu",
+        bias: bool = True,
         stack: int = 1,
         expand: int = 1,
         norm: bool = False,
@@ -33,10 +46,11 @@ class MLPProjector(Projector):
         hidden = hidden_dim if isinstance(hidden_dim, tuple) else (hidden_dim or output_dim,) * (depth - 1)
         widths = [input_dim * stack, *hidden, output_dim * expand]
         self.norm = nn.LayerNorm(input_dim) if norm else nn.Identity()
-        layers: list[nn.Module] = [nn.Linear(widths[0], widths[1])]
-        for i in range(1, depth):
-            layers += [nn.GELU(), nn.Linear(widths[i], widths[i + 1])]
-        self.layers = nn.Sequential(*layers)
+        wider = 2 if activation == "swiglu" else 1
+        layers: list[nn.Module] = []
+        for i in range(depth - 1):
+            layers += [nn.Linear(widths[i], wider * widths[i + 1], bias=bias), ACTIVATIONS[activation]()]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias=bias))
         self.row_end = nn.Parameter(torch.randn(output_dim) * output_dim**-0.5) if row_ends else None
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

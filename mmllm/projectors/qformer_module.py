@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from mmllm.config.base import BuildContext
 from mmllm.errors import CheckpointError
 from mmllm.pretrained import find, load_into, read_json, read_tensors, tensor_names, weight_files
-from mmllm.projectors.base import Projector
-from mmllm.projectors.qformer import QFormerConfig
+from mmllm.projectors.base import LayoutProjector, Projector
+from mmllm.projectors.qformer import MQFormerConfig, QFormerConfig, QueryingConfig
 
 EMBEDDING_STD = 0.02  # of a language model's embedding table; transformers' default `initializer_range`
 
 
+def bare_qformer(config: QueryingConfig, feature_dim: int) -> Any:
+    """transformers' Q-Former for features of ``feature_dim``, at random values."""
+    from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
+    numbers = Blip2QFormerConfig(
+        hidden_size=config.hidden_dim,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        intermediate_size=config.ff_mult * config.hidden_dim,
+        cross_attention_frequency=config.cross_attention_every,
+        encoder_hidden_size=feature_dim,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+    )
+    return Blip2QFormerModel(numbers)
+
+
+def start_at_embeddings(last: nn.Linear) -> None:
+    """A last layer whose outputs are of embeddings' scale, see ``QFormerProjector``."""
+    nn.init.normal_(last.weight, std=EMBEDDING_STD * last.in_features**-0.5)
+    nn.init.zeros_(last.bias)
+
+
 class QFormerProjector(Projector):
-    """``(N, S, input_dim)`` to ``(N, num_queries, output_dim)``.
+    """``(N, S, input_dim)`` to ``(N, num_queries, output_dim)``, or with windows to as many for each.
 
     Scale at random initialisation: the last layer reads LayerNorm's unit variance through weights of standard deviation
     0.02 / sqrt(hidden_dim), so outputs have the standard deviation of language models' embeddings, 0.02. Queries start
@@ -23,32 +48,82 @@ class QFormerProjector(Projector):
     """
 
     def __init__(self, config: QFormerConfig, input_dim: int, output_dim: int) -> None:
-        from transformers import Blip2QFormerConfig, Blip2QFormerModel
-
         super().__init__()
         self.norm = nn.LayerNorm(input_dim, eps=1e-6) if config.norm else nn.Identity()
-        self.qformer = Blip2QFormerModel(
-            Blip2QFormerConfig(
-                hidden_size=config.hidden_dim,
-                num_hidden_layers=config.num_layers,
-                num_attention_heads=config.num_heads,
-                intermediate_size=config.ff_mult * config.hidden_dim,
-                cross_attention_frequency=config.cross_attention_every,
-                encoder_hidden_size=input_dim,
-                hidden_dropout_prob=config.dropout,
-                attention_probs_dropout_prob=config.dropout,
-            )
-        )
+        self.qformer = bare_qformer(config, input_dim)
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_queries, config.hidden_dim))
         self.language_projection = nn.Linear(config.hidden_dim, output_dim)
         nn.init.normal_(self.query_tokens, std=0.02)
-        nn.init.normal_(self.language_projection.weight, std=EMBEDDING_STD * config.hidden_dim**-0.5)
-        nn.init.zeros_(self.language_projection.bias)
+        start_at_embeddings(self.language_projection)
+        self.window, self.stride = config.window, config.stride or config.window
 
     def forward(self, features: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        if self.window is None or self.stride is None:
+            read = self.read(features, mask)
+            return self.language_projection(read), torch.ones(read.shape[:2], dtype=torch.bool, device=read.device)
+        pieces, seen, real = windows(features, mask, self.window, self.stride)
+        read = self.language_projection(self.read(pieces[real], seen[real]))  # one row for each window of each item
+        outputs = read.new_zeros(*real.shape, *read.shape[1:]).index_put(real.nonzero(as_tuple=True), read)
+        return outputs.flatten(1, 2), real.repeat_interleave(read.shape[1], dim=1)
+
+    def read(self, features: Tensor, mask: Tensor) -> Tensor:
+        """``(N, S, input_dim)`` to ``(N, num_queries, hidden_dim)``: what the queries have read, behind the last layer."""
         queries = self.query_tokens.expand(len(features), -1, -1)
-        read = self.qformer(
+        found: Tensor = self.qformer(
             query_embeds=queries, encoder_hidden_states=self.norm(features), encoder_attention_mask=mask.long()
+        ).last_hidden_state
+        return found
+
+
+def windows(features: Tensor, mask: Tensor, window: int, stride: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Stretches of ``window`` features, each ``stride`` after the one before: ``(N, W, window, D)``, their masks ``(N, W,
+    window)``, and ``(N, W)``, true where an item has that window: the first, and those that begin before all its features
+    have been in one.
+    """
+    count = 1 + max(0, -(-(features.shape[1] - window) // stride))
+    missing = (count - 1) * stride + window - features.shape[1]
+    pieces = nn.functional.pad(features, (0, 0, 0, missing)).unfold(1, window, stride).transpose(2, 3)
+    seen = nn.functional.pad(mask, (0, missing)).unfold(1, window, stride)
+    starts = stride * torch.arange(count, device=mask.device)
+    return pieces, seen, (starts - stride + window < mask.sum(dim=1, keepdim=True)) | (starts == 0)
+
+
+class MultiQueryProjector(LayoutProjector):
+    """``(N, S, input_dim)`` of several encoders, one's features behind the other's, to ``(N, all queries, output_dim)``.
+
+    ``layouts (N, P)`` are the numbers of features of each encoder; they must be given. Scale at random initialisation as in
+    ``QFormerProjector``.
+    """
+
+    def __init__(self, config: MQFormerConfig, input_dim: int, output_dim: int) -> None:
+        super().__init__()
+        width = config.hidden_dim
+        self.to_width = nn.ModuleDict({name: nn.Linear(input_dim, width) for name in config.queries})
+        self.qformer = bare_qformer(config, width)
+        self.query_tokens = nn.Parameter(torch.empty(1, sum(config.queries.values()), width))
+        self.language_projection = nn.Linear(width, output_dim)
+        nn.init.normal_(self.query_tokens, std=0.02)
+        start_at_embeddings(self.language_projection)
+        self.counts = list(config.queries.values())
+
+    def forward(self, features: Tensor, mask: Tensor, layouts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if layouts is None:
+            raise ValueError("mq_former found features without their layout, expected how many each encoder has")
+        places = torch.arange(mask.shape[1], device=mask.device)[None, :, None]
+        # The encoder of each feature: how many encoders' features end at or before it.
+        owner = (places >= layouts.cumsum(dim=1)[:, None]).sum(dim=2)  # (N, S)
+        common = torch.stack([layer(features) for layer in self.to_width.values()])  # (P, N, S, width)
+        chosen = owner.clamp(max=len(self.counts) - 1)[None, :, :, None].expand(1, -1, -1, common.shape[3])
+        counts = torch.tensor(self.counts, device=mask.device)
+        reader = torch.arange(len(counts), device=mask.device).repeat_interleave(counts)  # the encoder of each query
+        visible = (owner[:, None] == reader[None, :, None]) & mask[:, None]  # (N, queries, S)
+        read = self.qformer(
+            query_embeds=self.query_tokens.expand(len(features), -1, -1),
+            encoder_hidden_states=common.gather(0, chosen)[0],
+            # transformers takes a mask of four dimensions as it is: what is added to the scores.
+            encoder_attention_mask=torch.zeros_like(visible, dtype=common.dtype).masked_fill(
+                ~visible, torch.finfo(common.dtype).min
+            )[:, None],
         ).last_hidden_state
         return self.language_projection(read), torch.ones(read.shape[:2], dtype=torch.bool, device=read.device)
 

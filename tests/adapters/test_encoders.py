@@ -23,6 +23,7 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "imagebind": ("imagebind", {"modality": "depth"}),
     "hubert": ("hubert", {"pretrained": "facebook/hubert-base-ls960"}),
     "beats": ("beats", {}),
+    "cformer": ("cformer", {}),
     "clap": ("clap", {"pretrained": "laion/clap-htsat-unfused"}),
 }
 ADAPTERS: dict[str, dict[str, Any]] = {
