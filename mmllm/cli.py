@@ -95,7 +95,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = add("train", _train, "run the stages of a configuration")
     config(sub)
-    sub.add_argument("--resume", action="store_true", help="go on from the run directory's newest valid checkpoint")
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="go on from the run directory's newest valid checkpoint")
+    how.add_argument("--dry-run", action="store_true", help="try all of it in seconds: tiny parts, made-up data")
+    sub.add_argument("--keep", type=Path, metavar="DIR", help="with --dry-run: leave what it wrote in this folder")
 
     sub = add("index", _index, "embed existing pictures or sounds, to be answered with")
     model(sub)
@@ -233,7 +236,15 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.keep is not None and not options.dry_run:
+        raise ConfigError(
+            [("", "goes with --dry-run; a run keeps what it writes in the `output` of its file")], "--keep"
+        )
     config, context = _load(options)
+    if options.dry_run:
+        from mmllm.dry_run import run_dry_run
+
+        return run_dry_run(config, str(find_config(options.config)), options.keep)
     from mmllm.training.run import train
 
     train(config, context, resume=options.resume)

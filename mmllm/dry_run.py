@@ -6,6 +6,7 @@ to one folder. What runs is the code of a real run: stages, checkpoints, resumpt
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -35,7 +36,7 @@ from mmllm.replies import Media
 from mmllm.retrieval import build_index
 from mmllm.synthetic import MAKERS, write_conversations
 from mmllm.training import checkpoint
-from mmllm.training.run import finish, open_run, train, train_stage
+from mmllm.training.run import finish, open_run, select_stages, train_stage
 
 STEPS = 2  # of every stage: the second starts from an optimizer with a past, and a resumed run has one left
 LONGEST = 4096  # tokens of a sample, where the backbone takes as many; made-up samples must never be too long
@@ -92,6 +93,7 @@ def dry_run(config: RunConfig, folder: Path, say: Callable[[str], None]) -> DryR
     from accelerate.utils import patch_environment
 
     context = BuildContext(root=folder)
+    select_stages(config)  # without any there is nothing to try
     with _step("build", say) as told, patch_environment(accelerate_use_cpu="true"):
         small = shrink(config, folder)
         (folder / "dry-run.yaml").write_text(dump(small), encoding="utf-8")
@@ -106,7 +108,7 @@ def dry_run(config: RunConfig, folder: Path, say: Callable[[str], None]) -> DryR
         )
     losses: dict[str, list[float]] = {}
     for stage in small.stages:
-        with _step(f"stage {stage.name}", say) as told, _log(folder):
+        with _step(f"stage {stage.name}", say) as told, _log(folder), _old_objects_kept():
             train_stage(run, stage)
             own = [row for row in run.reporter.metrics.rows() if row["stage"] == stage.name]
             losses[stage.name] = [row["loss"] for row in own if "loss" in row]
@@ -115,8 +117,9 @@ def dry_run(config: RunConfig, folder: Path, say: Callable[[str], None]) -> DryR
     with _step("save", say) as told, _log(folder):
         final = finish(run)
         told.append(f"{sum(p.stat().st_size for p in final.rglob('*')) / 1e6:.2f} MB, complete by its manifest")
-    with _step("resume", say) as told, _log(folder), patch_environment(accelerate_use_cpu="true"):
-        files = _resumed(small, folder, context)
+    with _step("resume", say) as told, _log(folder), _old_objects_kept():
+        with patch_environment(accelerate_use_cpu="true"):
+            files = _resumed(small, folder, context)
         told.append(f"from step 1 of {small.stages[-1].name}: weights and optimizer equal, {files} files bit for bit")
     with _step("answer", say) as told:
         torch.manual_seed(1)
@@ -201,8 +204,8 @@ def _fewer_layers(stage: StageConfig, parts: Mapping[str, Any]) -> StageConfig:
     for part in dict.fromkeys(part for _, part, layers in asked if layers is not None):
         layers = {layer for name in matching([part], parts) for layer in pieces.layers_of(parts[name]).values()}
         own = [(span.start, pattern) for pattern, of, span in asked if of == part and span is not None]
-        free = sorted(layers)[-len(own) :]
-        new |= {pattern: f"{part}.layers.{layer}" for (_, pattern), layer in zip(sorted(own), free, strict=False)}
+        pairs = zip(sorted(own, reverse=True), sorted(layers, reverse=True), strict=False)
+        new |= {pattern: f"{part}.layers.{layer}" for (_, pattern), layer in pairs}
     gone = {pattern for pattern, _, layers in asked if layers is not None and pattern not in new}
     return stage.model_copy(
         update={
@@ -219,7 +222,8 @@ def _resumed(config: RunConfig, folder: Path, context: BuildContext) -> int:
     before, whole = checkpoint.checkpoints(Path(config.output))[-2:]
     again = folder / "resumed"
     shutil.copytree(before, again / "checkpoints" / before.name)
-    train(config.model_copy(update={"output": str(again)}), context, resume=True)
+    run = open_run(config.model_copy(update={"output": str(again)}), context, config.stages, resume=True)
+    train_stage(run, config.stages[-1])
     expected, found = (
         {name: entry for name, entry in read_json(path / "manifest.json")["files"].items() if name != "config.yaml"}
         for path in (whole, again / "checkpoints" / whole.name)
@@ -280,6 +284,16 @@ def _step(name: str, say: Callable[[str], None]) -> Iterator[list[str]]:
         error.add_note(f"in the dry run's step {name!r}")
         raise
     say(f"{name:<20} {time.monotonic() - began:5.1f} s   {', '.join(told)}")
+
+
+@contextmanager
+def _old_objects_kept() -> Iterator[None]:
+    """A stage's end collects garbage; looking through all imported modules for it takes longer than the stage."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
