@@ -89,6 +89,17 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add("list", _list, "list component kinds and shipped configurations")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
+    sub = add("new", _new, "write a configuration, from options or in a short dialogue")
+    sub.add_argument("file", type=Path, metavar="FILE", help="the YAML file to write; never one that is there")
+    sub.add_argument("overrides", metavar="a.b=c", nargs="*", help="values to set in it")
+    way = "NAME=KIND[:PROJECTOR]"
+    sub.add_argument("--input", action="append", default=[], metavar=way, help="an encoder: image=clip:mlp; repeatable")
+    sub.add_argument("--output", action="append", default=[], metavar=way, help="a generator: image=stable_diffusion")
+    sub.add_argument("--backbone", metavar="KIND", help="default: causal_lm")
+    sub.add_argument("--adapter", metavar="KIND", help="of the backbone, or none; default: lora")
+    sub.add_argument("--stages", metavar="NAME,…", help="of align, generate, instruct; default: all that apply")
+    sub.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="a module with kinds of its own")
+
     sub = add("plan", _plan, "print parts, shapes, tokens per input and parameter counts of a configuration")
     config(sub)
     sub.add_argument("--json", action="store_true", help="print JSON")
@@ -204,26 +215,32 @@ def _usage(parser: argparse.ArgumentParser) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from mmllm.config.base import BUILTIN, component_class, kinds
+    from mmllm.config.base import BUILTIN, kinds, package, summary
 
-    table = {
-        family: {
-            kind: (component_class(family, kind).__doc__ or "").strip().split("\n")[0].replace("``", "`")
-            for kind in kinds(family)
-        }
-        for family in BUILTIN
+    table = {family: {kind: summary(family, kind) for kind in kinds(family)} for family in BUILTIN}
+    packages = {
+        family: {kind: name for kind in entries if (name := package(family, kind)) is not None}
+        for family, entries in table.items()
     }
     folder = next(f for f in CONFIG_FOLDERS if f.is_dir())
     configs = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
     if options.json:
-        print(json.dumps({"components": table, "configs": configs}, indent=2))
+        print(json.dumps({"components": table, "packages": packages, "configs": configs}, indent=2))
         return 0
     for family, entries in table.items():
         print(family.replace("_", " "))
-        for kind, summary in entries.items():
-            print(f"  {kind:<18} {summary}")
+        for kind, told in entries.items():
+            name = packages[family].get(kind)
+            print(f"  {kind:<18} {told}" + ("" if name is None else f" [{name}]"))
     print("configs\n" + "\n".join(f"  {name}" for name in configs))
     return 0
+
+
+def _new(options: argparse.Namespace) -> int:
+    from mmllm.new import run_new
+
+    chosen = {name: vars(options)[name] for name in ("input", "output", "backbone", "adapter", "stages", "plugin")}
+    return run_new(options.file, chosen, options.overrides)
 
 
 def _plan(options: argparse.Namespace) -> int:

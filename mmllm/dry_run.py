@@ -175,7 +175,8 @@ def made_up_data(model: ModelConfig, folder: Path) -> Path:
     """Conversations for ``model`` in ``folder``: see ``mmllm.synthetic``. Raises ``ConfigError`` for media of which no file
     can be made up.
     """
-    context, problems = BuildContext(root=folder), []
+    context = BuildContext(root=folder)
+    problems: list[tuple[str, str]] = []
     inputs, outputs = {}, {}
     for name, part in model.inputs.items():
         with problems_at(f"model.inputs.{name}.encoder", problems, context):

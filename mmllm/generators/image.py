@@ -78,6 +78,12 @@ class StableDiffusionConfig(LatentDiffusionConfig):
         "FluxPipeline": Family(f"{MODULE}:Flux", _joint(512, clip=False), _square("transformer", own=128)),
         "SanaPipeline": Family(f"{MODULE}:Sana", _sana, _square("transformer")),
     }
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "image": {
+            "pretrained": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "architecture": {"pipeline": "StableDiffusionPipeline", "condition": {"text": [77, 768]}},
+        }
+    }
     kind: Literal["stable_diffusion"] = "stable_diffusion"
     width: PositiveInt | None = None
     height: PositiveInt | None = None
