@@ -12,8 +12,8 @@ Read = Callable[[str], str]
 Say = Callable[[str], None]
 
 
-def dialogue(read: Read = input, say: Say = print) -> Choices:
-    """Ask for everything. Raises ``MmllmError`` when the input ends before that."""
+def dialogue(read: Read, say: Say) -> Choices:
+    """Ask for everything by ``read``, which shows a prompt and returns a line, and ``say``. Raises ``MmllmError`` when the input ends before that."""
     try:
         return _asked(read, say)
     except (EOFError, KeyboardInterrupt) as error:

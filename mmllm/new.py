@@ -7,6 +7,7 @@ Whatever is registered can be chosen. What stands beside a ``kind`` is the compo
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,7 +66,7 @@ def run_new(file: Path, options: Mapping[str, Any], overrides: Sequence[str] = (
     elif sys.stdin.isatty():
         from mmllm.dialogue import dialogue
 
-        choices = dialogue()
+        choices = dialogue(input, print)
         choices.plugins = list(options["plugin"])
     else:
         text = "nothing chosen, and no terminal to ask at; for example --input image=clip, see mmllm list"
@@ -283,8 +284,9 @@ def header(tree: Mapping[str, Any], file: Path) -> str:
         f"{name} by {' and '.join(part[key]['kind'] for key in ('projector', 'generator') if key in part)}"
         for name, part in model.get("outputs", {}).items()
     ]
+    what = f"{', '.join(['Text', *ways])} into {backbone['kind']}{adapter}; answers: {', '.join(['text', *made])}."
     lines = [
-        f"{', '.join(['Text', *ways])} into {backbone['kind']}{adapter}; answers: {', '.join(['text', *made])}.",
+        *textwrap.wrap(what, 118, break_long_words=False),
         "Written by `mmllm new`: checkpoints and numbers are a start, change them as you like. Replace the data, which are",
         "messages files beside this one (docs/data.md; `mmllm data validate` checks them):",
         *(f"  {stage['data'][0]}: {STAGES[stage['name']].about}" for stage in tree["stages"]),

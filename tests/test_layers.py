@@ -29,6 +29,8 @@ ALLOWED = {
     "retrieval": {"model", "processing", "generators", "projectors", "pretrained"},
     "making": {"config", "model", "generators", "replies", "retrieval"},
     "assistant": {"config", "model", "processing", "generation", "making", "replies", "retrieval", "training"},
+    "new": {"config", "dialogue", "plan"},
+    "dialogue": {"config", "new"},
     "synthetic": set(),
     "dry_run": {
         "config",
