@@ -13,7 +13,10 @@ Say = Callable[[str], None]
 
 
 def dialogue(read: Read, say: Say) -> Choices:
-    """Ask for everything by ``read``, which shows a prompt and returns a line, and ``say``. Raises ``MmllmError`` when the input ends before that."""
+    """Ask for everything by ``read``, which shows a prompt and returns a line, and ``say``.
+
+    Raises ``MmllmError`` when the input ends before that.
+    """
     try:
         return _asked(read, say)
     except (EOFError, KeyboardInterrupt) as error:
