@@ -161,12 +161,11 @@ def part_of(family: str, kind: str, path: str, problems: Problems, modality: str
         problems.append((path, found + suggest(kind, known)))
         return {}
     taken = component_class(family, kind).suggested
-    if modality is None or not taken:
-        return {"kind": kind}
-    if modality not in taken and modality in modalities(family):
+    if modality is not None and taken and modality not in taken and modality in modalities(family):
         others = [other for other in known if modality in component_class(family, other).suggested]
         problems.append((path, f"{kind} is for {', '.join(taken)}; for {modality} there are {', '.join(others)}"))
-    return {"kind": kind, **taken.get(modality, next(iter(taken.values())))}
+    first: Mapping[str, Any] = next(iter(taken.values()), {})
+    return {"kind": kind, **taken.get(modality or "", first)}
 
 
 def modalities(family: str) -> dict[str, list[str]]:

@@ -153,6 +153,29 @@ def foreign() -> Iterator[type[MLPConfig]]:
     del base._registered["input_projector"]["foreign"]
 
 
+PLUGIN = """
+from typing import Literal
+from mmllm.config.base import register
+from mmllm.projectors.mlp import LinearConfig
+
+@register
+class PluginConfig(LinearConfig):
+    kind: Literal["of_a_plugin"] = "of_a_plugin"
+"""
+
+
+def test_kinds_of_a_plugin_can_be_chosen(tmp_path: Path) -> None:
+    (tmp_path / "parts_of_a_test.py").write_text(PLUGIN)
+    file = tmp_path / "my.yaml"
+    try:
+        assert main(["new", str(file), "--input", "image=vit:of_a_plugin", "--plugin", "parts_of_a_test"]) == 0
+        config = load(file, local_plugins=True)
+    finally:
+        del base._registered["input_projector"]["of_a_plugin"]
+    assert config.plugins == ["parts_of_a_test"]
+    assert config.model.inputs["image"].projector.kind == "of_a_plugin"
+
+
 def answers(*lines: str) -> Any:
     left = iter(lines)
 
