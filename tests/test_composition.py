@@ -54,7 +54,17 @@ def families(kind: str) -> list[Case]:
 
 
 def name_of(case: Case) -> str:
-    return "-".join(str(value["kind"] if isinstance(value, dict) else value) for value in case.values())
+    def label(value: Any) -> str:
+        architecture = value.get("architecture", {}) if isinstance(value, dict) else {}
+        return (
+            str(*architecture.values())
+            if len(architecture) == 1
+            else value["kind"]
+            if isinstance(value, dict)
+            else value
+        )
+
+    return "-".join(label(value) for value in case.values())
 
 
 PLACES = ("backbone", "encoder")
