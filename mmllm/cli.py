@@ -215,25 +215,9 @@ def _usage(parser: argparse.ArgumentParser) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from mmllm.config.base import BUILTIN, kinds, package, summary
+    from mmllm.listing import run_list
 
-    table = {family: {kind: summary(family, kind) for kind in kinds(family)} for family in BUILTIN}
-    packages = {
-        family: {kind: name for kind in entries if (name := package(family, kind)) is not None}
-        for family, entries in table.items()
-    }
-    folder = next(f for f in CONFIG_FOLDERS if f.is_dir())
-    configs = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-    if options.json:
-        print(json.dumps({"components": table, "packages": packages, "configs": configs}, indent=2))
-        return 0
-    for family, entries in table.items():
-        print(family.replace("_", " "))
-        for kind, told in entries.items():
-            name = packages[family].get(kind)
-            print(f"  {kind:<18} {told}" + ("" if name is None else f" [{name}]"))
-    print("configs\n" + "\n".join(f"  {name}" for name in configs))
-    return 0
+    return run_list(next(folder for folder in CONFIG_FOLDERS if folder.is_dir()), as_json=options.json)
 
 
 def _new(options: argparse.Namespace) -> int:

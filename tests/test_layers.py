@@ -29,6 +29,7 @@ ALLOWED = {
     "retrieval": {"model", "processing", "generators", "projectors", "pretrained"},
     "making": {"config", "model", "generators", "replies", "retrieval"},
     "assistant": {"config", "model", "processing", "generation", "making", "replies", "retrieval", "training"},
+    "listing": {"config"},
     "new": {"config", "dialogue", "plan"},
     "dialogue": {"config", "new"},
     "synthetic": set(),
