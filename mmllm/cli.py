@@ -89,13 +89,27 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add("list", _list, "list component kinds and shipped configurations")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
+    sub = add("new", _new, "write a configuration, from options or in a short dialogue")
+    sub.add_argument("file", type=Path, metavar="FILE", help="the YAML file to write; never one that is there")
+    sub.add_argument("overrides", metavar="a.b=c", nargs="*", help="values to set in it")
+    way = "NAME=KIND[:PROJECTOR]"
+    sub.add_argument("--input", action="append", default=[], metavar=way, help="an encoder: image=clip:mlp; repeatable")
+    sub.add_argument("--output", action="append", default=[], metavar=way, help="a generator: image=stable_diffusion")
+    sub.add_argument("--backbone", metavar="KIND", help="default: causal_lm")
+    sub.add_argument("--adapter", metavar="KIND", help="of the backbone, or none; default: lora")
+    sub.add_argument("--stages", metavar="NAME,…", help="of align, generate, instruct; default: all that apply")
+    sub.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="a module with kinds of its own")
+
     sub = add("plan", _plan, "print parts, shapes, tokens per input and parameter counts of a configuration")
     config(sub)
     sub.add_argument("--json", action="store_true", help="print JSON")
 
     sub = add("train", _train, "run the stages of a configuration")
     config(sub)
-    sub.add_argument("--resume", action="store_true", help="go on from the run directory's newest valid checkpoint")
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="go on from the run directory's newest valid checkpoint")
+    how.add_argument("--dry-run", action="store_true", help="try all of it in seconds: tiny parts, made-up data")
+    sub.add_argument("--keep", type=Path, metavar="DIR", help="with --dry-run: leave what it wrote in this folder")
 
     sub = add("index", _index, "embed existing pictures or sounds, to be answered with")
     model(sub)
@@ -201,26 +215,16 @@ def _usage(parser: argparse.ArgumentParser) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from mmllm.config.base import BUILTIN, component_class, kinds
+    from mmllm.listing import run_list
 
-    table = {
-        family: {
-            kind: (component_class(family, kind).__doc__ or "").strip().split("\n")[0].replace("``", "`")
-            for kind in kinds(family)
-        }
-        for family in BUILTIN
-    }
-    folder = next(f for f in CONFIG_FOLDERS if f.is_dir())
-    configs = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-    if options.json:
-        print(json.dumps({"components": table, "configs": configs}, indent=2))
-        return 0
-    for family, entries in table.items():
-        print(family.replace("_", " "))
-        for kind, summary in entries.items():
-            print(f"  {kind:<18} {summary}")
-    print("configs\n" + "\n".join(f"  {name}" for name in configs))
-    return 0
+    return run_list(next(folder for folder in CONFIG_FOLDERS if folder.is_dir()), as_json=options.json)
+
+
+def _new(options: argparse.Namespace) -> int:
+    from mmllm.new import run_new
+
+    chosen = {name: vars(options)[name] for name in ("input", "output", "backbone", "adapter", "stages", "plugin")}
+    return run_new(options.file, chosen, options.overrides)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -233,7 +237,15 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.keep is not None and not options.dry_run:
+        raise ConfigError(
+            [("", "goes with --dry-run; a run keeps what it writes in the `output` of its file")], "--keep"
+        )
     config, context = _load(options)
+    if options.dry_run:
+        from mmllm.dry_run import run_dry_run
+
+        return run_dry_run(config, str(find_config(options.config)), options.keep)
     from mmllm.training.run import train
 
     train(config, context, resume=options.resume)

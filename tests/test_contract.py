@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+import mmllm
 from mmllm.adapters.bottleneck import BottleneckConfig
 from mmllm.adapters.ia3 import IA3Config
 from mmllm.adapters.lora import LoraConfig
@@ -305,3 +308,29 @@ def test_other_families_are_refused() -> None:
     reader = TypeAdapter(AnyReader).validate_python({"kind": "messages", "path": "data.jsonl"})
     with pytest.raises(TypeError, match="expected one of encoder, input_projector, output_projector, generator"):
         check_component(reader)
+
+
+def clauses(file: Path) -> set[str]:
+    """The clauses that a module checks: what stands as text in its calls, or goes there by way of `clause`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).lstrip("_") in ("require", "equal", "check_prefix"):
+            texts = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            found |= {
+                text for text in texts[:1] if isinstance(text, str) and "clause" not in map(ast.unparse, node.args)
+            }
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "clause":
+            found.add(ast.literal_eval(node.value))
+        elif isinstance(node, ast.For) and "clause" in ast.unparse(node.target):
+            found |= {part.value for part in ast.walk(node.iter) if isinstance(part, ast.Constant)}
+    return found
+
+
+def test_the_table_in_the_docs_has_every_clause() -> None:
+    package, docs = Path(mmllm.__file__).parent, Path(__file__).parent.parent / "docs" / "components.md"
+    checked = clauses(package / "testing.py") | clauses(package / "contract_of_generators.py")
+    assert len(checked) > 50
+    rows = [line.split("|") for line in docs.read_text().splitlines() if line.count("|") == 4]
+    cells = {row[2].split("(it is sent")[0].split("(other codes")[0].strip() for row in rows}
+    assert not checked - cells, "clauses without a row in docs/components.md"
+    assert not cells - checked - {"clause", "---"}, "rows of no clause"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from mmllm.config.architecture import check_declared, field_names, make_numbers
 from mmllm.config.base import BuildContext, suggest
@@ -34,6 +34,21 @@ class CausalLMConfig(BackboneConfig):
     embeddings of signal tokens give their logits as well, where the model's own table does so (OPT, GPT-2).
     """
 
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "text": {
+            "pretrained": "Qwen/Qwen2.5-0.5B-Instruct",
+            "architecture": {
+                "model_type": "qwen2",
+                "hidden_size": 896,
+                "intermediate_size": 4864,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 14,
+                "num_key_value_heads": 2,
+                "vocab_size": 151936,
+                "tie_word_embeddings": True,
+            },
+        }
+    }
     kind: Literal["causal_lm"] = "causal_lm"
     pretrained: str | None = None
     revision: str | None = None

@@ -92,6 +92,9 @@ class ComponentConfig(Config):
     """Base of a component's configuration. Subclasses set ``family`` and a ``kind: Literal["…"] = "…"`` field."""
 
     family: ClassVar[str]
+    # By modality (of a backbone: text) what `mmllm new` writes beside `kind`: a checkpoint that is known to work, with the
+    # numbers that a plan needs offline. Empty for what needs nothing and has no modality.
+    suggested: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     kind: str
 
     @abstractmethod
@@ -128,6 +131,7 @@ class BuildContext:
 
 
 _registered: dict[str, dict[str, type[ComponentConfig]]] = {}
+_packages: dict[type[ComponentConfig], str] = {}  # of those that an installed package announces: its name and version
 AnyComponent = TypeVar("AnyComponent", bound=type[ComponentConfig])
 
 
@@ -148,7 +152,9 @@ def register(cls: AnyComponent) -> AnyComponent:
 @cache
 def _load_entry_points() -> None:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
-        register(entry.load())
+        cls = register(entry.load())
+        if entry.dist is not None:
+            _packages[cls] = f"{entry.dist.name} {entry.dist.version}"
 
 
 def load_plugins(modules: Iterable[str], folder: Path | None = None) -> list[tuple[str, str]]:
@@ -200,6 +206,17 @@ def component_class(family: str, kind: str) -> type[ComponentConfig]:
     module, name = BUILTIN[family][kind].split(":")
     cls: type[ComponentConfig] = getattr(importlib.import_module(module), name)
     return cls
+
+
+def package(family: str, kind: str) -> str | None:
+    """Where a kind comes from that does not ship with mmllm: ``name version`` of its package, or the plugin's module."""
+    cls = component_class(family, kind)
+    return None if kind in BUILTIN[family] else _packages.get(cls, cls.__module__)
+
+
+def summary(family: str, kind: str) -> str:
+    """What a kind is, in one line: the first of its class's docstring."""
+    return (component_class(family, kind).__doc__ or "").strip().split("\n")[0].replace("``", "`")
 
 
 @contextmanager

@@ -58,6 +58,15 @@ def parse(
     return config
 
 
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set ``a.b=c`` in a nested mapping, in place. Raises ``ConfigError`` with all that cannot be set."""
+    problems: Problems = []
+    for override in overrides:
+        _override(tree, override, problems)
+    if problems:
+        raise ConfigError(problems)
+
+
 def dump(config: RunConfig) -> str:
     """The resolved configuration as YAML, every default written out; ``load`` of it gives an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)

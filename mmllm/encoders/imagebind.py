@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
@@ -82,6 +83,10 @@ class ImageBindConfig(EncoderConfig):
       taken of a film's, each cropped left, centre and right. Embeddings are averaged over them; tokens follow each other.
     """
 
+    suggested: ClassVar[Mapping[str, Any]] = {
+        modality: {"modality": modality, "pretrained": "./imagebind_huge.safetensors"}
+        for modality in ("image", "video", "audio", "depth", "thermal")
+    }
     kind: Literal["imagebind"] = "imagebind"
     modality: Modality
     pretrained: str | None = None

@@ -4,7 +4,8 @@ one with queries for each of several encoders (``mq_former``).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -106,6 +107,8 @@ class MQFormerConfig(QueryingConfig, LayoutProjectorConfig):
     they may be of any scale and, with the encoder's ``widths: pad``, of any width. ``queries`` are the encoders' names, in
     their order, and how many queries each has; as many outputs come out, those of the first encoder first.
     """
+
+    suggested: ClassVar[Mapping[str, Any]] = {"any": {"queries": {"siglip": 16, "dino": 16}}}  # `fused`'s suggestion
 
     kind: Literal["mq_former"] = "mq_former"
     queries: Annotated[dict[Name, PositiveInt], Field(min_length=2)]
