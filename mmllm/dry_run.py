@@ -198,16 +198,16 @@ def made_up_data(model: ModelConfig, folder: Path) -> Path:
 
 def _fewer_layers(stage: StageConfig, parts: Mapping[str, Any]) -> StageConfig:
     """``stage`` with pieces of parts (``backbone.layers.20-31``) that tiny ``parts`` have: the pieces of each become one
-    layer, from the last on, and those that are left without any are dropped.
+    layer, from the last on, and those that are left without any are dropped. Modules of parts stay.
     """
     asked = [(pattern, *pieces.split(pattern)) for pattern in stage.train]
     new: dict[str, str] = {}
-    for part in dict.fromkeys(part for _, part, layers in asked if layers is not None):
+    for part in dict.fromkeys(part for _, part, layers in asked if isinstance(layers, range)):
         layers = {layer for name in matching([part], parts) for layer in pieces.layers_of(parts[name]).values()}
-        own = [(span.start, pattern) for pattern, of, span in asked if of == part and span is not None]
+        own = [(span.start, pattern) for pattern, of, span in asked if of == part and isinstance(span, range)]
         pairs = zip(sorted(own, reverse=True), sorted(layers, reverse=True), strict=False)
         new |= {pattern: f"{part}.layers.{layer}" for (_, pattern), layer in pairs}
-    gone = {pattern for pattern, _, layers in asked if layers is not None and pattern not in new}
+    gone = {pattern for pattern, _, layers in asked if isinstance(layers, range) and pattern not in new}
     return stage.model_copy(
         update={
             "train": [new.get(pattern, pattern) for pattern in stage.train if pattern not in gone],

@@ -164,7 +164,7 @@ class MultimodalLM(nn.Module):
                     encoder = cast(Encoder, adapter.model)
             if backbone is not None and not problems:
                 with problems_at(f"{path}.projector", problems, context):
-                    projector = part.projector.build(
+                    projector = part.projector.behind(part.encoder, context).build(
                         context, input_dim=encoder.output_dim, output_dim=backbone.hidden_dim
                     )
                     inputs[name] = Input(encoder, projector, adapter)

@@ -50,6 +50,26 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"arch": "EVA02-B-16", "select_layer": "pooled"},
             {"arch": "RN50", "select_layer": "pooled"},
         ],
+        "frames": [
+            {"encoder": {"kind": "vit", "pretrained": "google/siglip-so400m-patch14-384"}, "spatial_stride": 2},
+            {"encoder": {"kind": "clip", "arch": "ViT-B-16", "fit": "native"}},
+            {"encoder": {"kind": "clip", "arch": "ViT-B-16", "fit": "native"}, "pooling": "mean", "spread": "middles"},
+            {"encoder": {"kind": "tiled", "encoder": {"kind": "clip", "arch": "ViT-B-32", "fit": "squash"}}},
+            {
+                "encoder": {"kind": "vit", "pretrained": "google/siglip2-base-patch16-naflex"},
+                "frames": 100,
+                "pooling": "spatio_temporal",
+            },
+            {
+                "encoder": {
+                    "kind": "fused",
+                    "encoders": {
+                        "clip": {"kind": "clip", "arch": "ViT-B-32"},
+                        "dino": {"kind": "vit", "architecture": {"model_type": "dinov2"}},
+                    },
+                }
+            },
+        ],
         "fused": [
             {
                 "encoders": {
@@ -90,6 +110,8 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"modality": "video", "clips": 1, "output": "tokens"},
             {"modality": "audio"},
             {"modality": "audio", "output": "tokens"},
+            {"modality": "audio", "output": "clips"},
+            {"modality": "video", "output": "clips", "clips": 2},
             {"modality": "depth"},
             {"modality": "thermal"},
             {"modality": "text"},
@@ -106,6 +128,11 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"arch": "mambaout_base", "fit": "squash"},
             {"arch": "resnet50", "select_layer": -3, "norm": True},
         ],
+        "videomae": [
+            {"pretrained": "MCG-NJU/videomae-base"},
+            {"pretrained": "MCG-NJU/videomae-large-finetuned-kinetics", "select_layer": -2, "spread": "middles"},
+            {"architecture": {"tubelet_size": 4}, "norm": False},
+        ],
         "vit": [
             {"pretrained": "google/vit-base-patch16-224", "select": "cls_patch"},
             {"pretrained": "facebook/deit-base-distilled-patch16-224", "select_layer": -2},
@@ -115,6 +142,10 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"pretrained": "google/siglip-so400m-patch14-384", "select_layer": -2, "fit": "squash"},
             {"pretrained": "google/siglip2-base-patch16-naflex"},
             {"architecture": {"model_type": "ijepa"}, "fit": "pad"},
+        ],
+        "vjepa2": [
+            {"pretrained": "facebook/vjepa2-vitl-fpc64-256"},
+            {"pretrained": "facebook/vjepa2-vitg-fpc64-384", "select_layer": -2},
         ],
         "whisper": [{"arch": "large-v3"}, {"pretrained": "openai/whisper-tiny", "select_layer": -2}],
     },
@@ -129,10 +160,15 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
         "qformer": [
             {},
             {"norm": True, "num_queries": 2, "cross_attention_every": 1},
-            {"window": 4, "num_queries": 1},
+            {"window": 4, "num_queries": 1, "extra_queries": 3},
             {"window": 3, "stride": 2},
         ],
         "mq_former": [{"queries": {"clip": 32, "dino": 8}}, {"queries": {"a": 1, "b": 1, "c": 1}}],
+        "temporal_qformer": [
+            {},
+            {"norm": True},
+            {"frame": {"norm": True, "num_queries": 3}, "clip": {"extra_queries": 2}},
+        ],
         "cross_attention": [{}, {"num_queries": 3}],
         "group": [{}, {"num_group_tokens": [3], "num_output_groups": [5], "depths": [2, 1]}],
         "pixel_shuffle": [{}, {"factor": 3, "depth": 1, "bias": False}, {"norm": True, "activation": "swiglu"}],

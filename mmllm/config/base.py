@@ -33,12 +33,15 @@ BUILTIN: dict[str, dict[str, str]] = {
         "cformer": "mmllm.encoders.cformer:CFormerConfig",
         "clap": "mmllm.encoders.clap:ClapConfig",
         "clip": "mmllm.encoders.clip:ClipConfig",
+        "frames": "mmllm.encoders.frames:FramesConfig",
         "fused": "mmllm.encoders.fused:FusedConfig",
         "hubert": "mmllm.encoders.hubert:HubertConfig",
         "imagebind": "mmllm.encoders.imagebind:ImageBindConfig",
         "tiled": "mmllm.encoders.tiled:TiledConfig",
         "timm": "mmllm.encoders.timm_backbone:TimmConfig",
+        "videomae": "mmllm.encoders.video_transformer:VideoMAEConfig",
         "vit": "mmllm.encoders.vision_transformer:VitConfig",
+        "vjepa2": "mmllm.encoders.video_transformer:VJEPA2Config",
         "whisper": "mmllm.encoders.whisper:WhisperConfig",
     },
     "input_projector": {
@@ -51,6 +54,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "pixel_shuffle": "mmllm.projectors.grid:PixelShuffleConfig",
         "pool": "mmllm.projectors.grid:PoolConfig",
         "ldp": "mmllm.projectors.grid:LDPConfig",
+        "temporal_qformer": "mmllm.projectors.temporal_qformer:TemporalQFormerConfig",
     },
     "output_projector": {
         "linear": "mmllm.projectors.output:LinearOutputConfig",

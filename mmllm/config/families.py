@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import BeforeValidator, SerializeAsAny
 
@@ -70,7 +70,7 @@ class Preprocessor(Protocol):
 
     ``media`` names the decoder of the raw bytes (``image`` gives an RGB ``PIL.Image``, ``audio`` a mono float32 array,
     ``video`` a list of RGB pictures); ``decode_options`` are that decoder's keyword arguments (audio: ``sample_rate`` in Hz;
-    video: ``frames``, and ``clips`` and ``seconds``, see ``mmllm.processing.video.decode_video``).
+    video: ``frames``, and ``clips``, ``seconds`` and ``spread``, see ``mmllm.processing.video.decode_video``).
     """
 
     media: str
@@ -128,6 +128,12 @@ class EncoderConfig(ComponentConfig):
     family: ClassVar[str] = "encoder"
     adapter: AnyAdapter | None = None
 
+    def segments(self, context: BuildContext) -> int:
+        """Into how many runs of equal length, in order of time, the features of every item fall: the frames of a clip, the
+        stretches of a sound. 1 where they do not.
+        """
+        return 1
+
     @abstractmethod
     def preprocessor(self, context: BuildContext) -> Preprocessor: ...
 
@@ -143,6 +149,10 @@ class ProjectorConfig(ComponentConfig):
     @abstractmethod
     def num_outputs(self, length: int) -> int:
         """Q for an item of ``length`` features (length >= 1); Q >= 1."""
+
+    def behind(self, encoder: EncoderConfig, context: BuildContext) -> Self:
+        """This projector with what it has to know of the encoder in front of it, beyond its width. Raises ``ConfigError``."""
+        return self
 
     @abstractmethod
     def build(self, context: BuildContext, *, input_dim: int, output_dim: int) -> Projector: ...

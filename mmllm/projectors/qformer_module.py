@@ -54,6 +54,9 @@ class QFormerProjector(Projector):
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_queries, config.hidden_dim))
         self.language_projection = nn.Linear(config.hidden_dim, output_dim)
         nn.init.normal_(self.query_tokens, std=0.02)
+        self.extra_query_tokens: nn.Parameter | None = None
+        if config.extra_queries:
+            self.extra_query_tokens = nn.Parameter(0.02 * torch.randn(1, config.extra_queries, config.hidden_dim))
         start_at_embeddings(self.language_projection)
         self.window, self.stride = config.window, config.stride or config.window
 
@@ -67,10 +70,14 @@ class QFormerProjector(Projector):
         return outputs.flatten(1, 2), real.repeat_interleave(read.shape[1], dim=1)
 
     def read(self, features: Tensor, mask: Tensor) -> Tensor:
-        """``(N, S, input_dim)`` to ``(N, num_queries, hidden_dim)``: what the queries have read, behind the last layer."""
-        queries = self.query_tokens.expand(len(features), -1, -1)
+        """``(N, S, input_dim)`` to ``(N, queries, hidden_dim)``: what the queries have read, behind the last layer."""
+        queries: Tensor = self.query_tokens
+        if self.extra_query_tokens is not None:
+            queries = torch.cat([queries, self.extra_query_tokens], dim=1)
         found: Tensor = self.qformer(
-            query_embeds=queries, encoder_hidden_states=self.norm(features), encoder_attention_mask=mask.long()
+            query_embeds=queries.expand(len(features), -1, -1),
+            encoder_hidden_states=self.norm(features),
+            encoder_attention_mask=mask.long(),
         ).last_hidden_state
         return found
 
@@ -169,4 +176,6 @@ def _load_blip2(projector: QFormerProjector, config: QFormerConfig, reference: s
     weight = tensors.get("language_projection.weight")
     if weight is None or weight.shape != fresh["language_projection.weight"].shape:
         tensors |= fresh  # made for a language model of another width
+    if projector.extra_query_tokens is not None:  # new beside the checkpoint's
+        tensors["extra_query_tokens"] = projector.extra_query_tokens.detach()
     load_into(projector, tensors, reference)
