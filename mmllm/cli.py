@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmllm.errors import ConfigError, MmllmError
+from mmllm.plan_command import plan_options
 
 # Where the shipped configurations are: beside the package in a checkout, inside it in an installed wheel.
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
@@ -100,9 +101,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--stages", metavar="NAME,…", help="of align, generate, instruct; default: all that apply")
     sub.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="a module with kinds of its own")
 
-    sub = add("plan", _plan, "print parts, shapes, tokens per input and parameter counts of a configuration")
+    sub = add(
+        "plan", _plan, "print what a configuration amounts to: parts, parameters, memory, time, downloads; offline"
+    )
     config(sub)
-    sub.add_argument("--json", action="store_true", help="print JSON")
+    plan_options(sub, positive)
 
     sub = add("train", _train, "run the stages of a configuration")
     config(sub)
@@ -228,12 +231,9 @@ def _new(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    config, context = _load(options)
-    from mmllm.plan import make_plan, render
+    from mmllm.plan_command import run_plan
 
-    plan = make_plan(config, context)
-    print(json.dumps(plan.to_json(), indent=2) if options.json else render(plan, config.model))
-    return 0
+    return run_plan(*_load(options), options)
 
 
 def _train(options: argparse.Namespace) -> int:

@@ -260,7 +260,8 @@ class MultimodalLM(nn.Module):
 
     def exact_parts(self) -> list[str]:
         """Parts that compute in float32 whatever the precision of a run: models of codes."""
-        return [f"outputs.{name}.generator" for name, output in self.outputs.items() if isinstance(output, CodeOutput)]
+        exact = {name: output for name, output in self.outputs.items() if isinstance(output, CodeOutput)}
+        return [f"outputs.{name}.generator" for name, output in exact.items() if output.generator is not None]
 
     def forward(self, batch: Batch, objectives: Collection[str] = ("text",)) -> dict[str, Tensor]:
         """The objectives' losses over ``batch``, each a *sum* (float32 scalar) of ``batch.counts[objective]`` terms.

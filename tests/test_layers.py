@@ -23,7 +23,7 @@ ALLOWED = {
     "model": {"config", "adapters", "encoders", "projectors", "backbones", "generators", "processing"},
     "generation": {"config", "model", "processing"},
     "data": {"config", "processing"},
-    "plan": {"config", "model"},
+    "plan": {"config", "model", "processing", "generators", "data", "training"},
     "training": {"config", "adapters", "model", "processing", "data", "generation", "backbones", "pretrained"},
     "replies": {"generators"},
     "retrieval": {"model", "processing", "generators", "projectors", "pretrained"},

@@ -30,8 +30,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, local_plugins: bool
     tree = _read(Path(path), problems, ())
     if tree is None:  # nothing can be said of the keys of a file that cannot be read
         raise ConfigError(problems, str(path))
-    for override in overrides:
-        _override(tree, override, problems)
+    for text in overrides:
+        _override(tree, text, problems)
     return parse(tree, str(path), problems, plugin_folder=Path(path).parent if local_plugins else None)
 
 
@@ -70,6 +70,19 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
 def dump(config: RunConfig) -> str:
     """The resolved configuration as YAML, every default written out; ``load`` of it gives an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """``config`` with ``a.b=c`` overrides applied. Raises ``ConfigError`` with all problems found."""
+    tree, problems = config.model_dump(mode="json"), list[tuple[str, str]]()
+    for text in overrides:
+        _override(tree, text, problems)
+    if problems:
+        raise ConfigError(problems)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(problems_of(error, RunConfig)) from error
 
 
 def merge(low: Any, high: Any) -> Any:
