@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
@@ -57,6 +58,9 @@ class PointBertConfig(EncoderConfig):
       shared with pictures and text, ``embed_dim`` wide (X-InstructBLIP).
     """
 
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "point_cloud": {"pretrained": "./ULIP-2-PointBERT-10k-xyzrgb.safetensors"}
+    }
     kind: Literal["point_bert"] = "point_bert"
     pretrained: str | None = None
     revision: str | None = None
