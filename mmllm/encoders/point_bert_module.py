@@ -8,7 +8,7 @@ float32, whatever the model computes in. All tensors have the published names be
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -111,10 +111,6 @@ class PointNet(nn.Module):
             nn.ReLU(),
             nn.Conv1d(2 * second, numbers.encoder_dims, 1),
         )
-        # Statistics never move, so a random start has those of groups on a unit sphere; with 1 groups would look all alike.
-        for convolutions, variance in ((self.first_conv, 0.01), (self.second_conv, 0.04)):
-            nn.init.zeros_(cast(Tensor, convolutions[0].bias))
-            cast(Tensor, convolutions[1].running_var).fill_(variance)
 
     def forward(self, groups: Tensor) -> Tensor:
         each: Tensor = self.first_conv(groups.flatten(0, -3).transpose(1, 2))  # (N * G, D, M)
