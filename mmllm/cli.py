@@ -15,6 +15,8 @@ from mmllm.plan_command import plan_options
 
 # Where the shipped configurations are: beside the package in a checkout, inside it in an installed wheel.
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+# What can be sent from files, and how the help calls one of each.
+FILES = {"image": "a picture", "audio": "a sound", "video": "a clip", "point_cloud": "a mesh or point cloud"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,9 +131,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add("generate", _generate, "answer one prompt")
     model(sub)
     retrieval(sub)
-    sub.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
-    sub.add_argument("--audio", action="append", default=[], metavar="FILE", help="a sound; may be repeated")
-    sub.add_argument("--video", action="append", default=[], metavar="FILE", help="a clip; may be repeated")
+    for name, what in FILES.items():
+        flag = f"--{name.replace('_', '-')}"
+        sub.add_argument(flag, action="append", default=[], metavar="FILE", help=f"{what}; may be repeated")
     sub.add_argument("--prompt", required=True, metavar="TEXT")
     sub.add_argument("--system", help="system prompt")
     sub.add_argument("--output", metavar="DIR", help="folder for the pictures, sounds and clips that the model makes")
@@ -284,8 +286,7 @@ def _generate(options: argparse.Namespace) -> int:
 
     assistant = load(options.model, device=options.device)
     _use_indexes(assistant, options)
-    files = {"image": options.image, "audio": options.audio, "video": options.video}
-    content = [{"type": kind, "path": path} for kind, paths in files.items() for path in paths]
+    content = [{"type": kind, "path": path} for kind in FILES for path in vars(options)[kind]]
     messages: list[dict[str, Any]] = [{"role": "system", "content": options.system}] if options.system else []
     messages.append({"role": "user", "content": [*content, {"type": "text", "text": options.prompt}]})
     reply = assistant.chat(

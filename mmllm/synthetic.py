@@ -47,13 +47,23 @@ def clip(path: Path, seed: int) -> None:
     first.save(path, save_all=True, append_images=rest, duration=400)
 
 
+def points(path: Path, seed: int) -> None:
+    """A hundred points with colours."""
+    np.save(path, np.random.default_rng(seed).random((100, 6), dtype=np.float32))
+
+
 def _bytes(seed: int, shape: tuple[int, ...]) -> Any:
     return np.random.default_rng(seed).integers(0, 255, shape, dtype=np.uint8)
 
 
 # By the name of the decoder that opens them (`Preprocessor.media`, `Target.media`): a kind of media that mmllm learns to
 # decode gets its line here, and every dry run can use it.
-MAKERS: dict[str, Maker] = {"image": Maker("png", picture), "audio": Maker("wav", sound), "video": Maker("gif", clip)}
+MAKERS: dict[str, Maker] = {
+    "image": Maker("png", picture),
+    "audio": Maker("wav", sound),
+    "video": Maker("gif", clip),
+    "point_cloud": Maker("npy", points),
+}
 
 
 def write_medium(folder: Path, name: str, media: str, index: int) -> str:

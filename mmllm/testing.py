@@ -127,6 +127,9 @@ def _examples(config: ComponentConfig, preprocess: Preprocessor) -> list[Any]:
         shapes = ((1, 1), (20, 30), (64, 8))
         clips = (rng.integers(0, 256, (count, h, w, 3), dtype=np.uint8) for h, w in shapes)
         return [[Image.fromarray(frame) for frame in clip] for clip in clips]
+    if preprocess.media == "point_cloud":
+        shape = (preprocess.decode_options["points"], 6)
+        return [rng.random(shape, dtype=np.float32) * size for size in (1e-3, 1, 1e3)]
     found = f"media {preprocess.media!r} and none given; call check_component(config, media=[…])"
     raise ContractError(f"{config.family} {config.kind!r}: examples are needed: {found}")
 

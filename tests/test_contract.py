@@ -122,6 +122,7 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"encoder": {"kind": "clip", "pretrained": "openai/clip-vit-large-patch14-336", "fit": "squash"}},
             {"encoder": {"kind": "timm", "arch": "vit_base_patch16_224"}, "overview": False, "row_ends": False},
         ],
+        "point_bert": [{}, {"output": "pooled"}, {"output": "embedding", "architecture": {"point_dims": 3}}],
         "timm": [
             {"pretrained": "timm/dm_nfnet_f6.dm_in1k"},
             {"arch": "vit_large_patch14_reg4_dinov2.lvd142m", "select_layer": -2, "select": "cls_patch"},

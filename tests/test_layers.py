@@ -63,7 +63,7 @@ ALLOWED = {
     },
     "ui": {"config", "processing", "assistant", "chat"},
 }
-HEAVY = {"transformers", "diffusers", "peft", "gradio", "open_clip", "whisper", "accelerate", "av"}
+HEAVY = {"transformers", "diffusers", "peft", "gradio", "open_clip", "whisper", "accelerate", "av", "trimesh"}
 MODULES = sorted(
     path
     for path in PACKAGE.rglob("*.py")

@@ -37,6 +37,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "fused": "mmllm.encoders.fused:FusedConfig",
         "hubert": "mmllm.encoders.hubert:HubertConfig",
         "imagebind": "mmllm.encoders.imagebind:ImageBindConfig",
+        "point_bert": "mmllm.encoders.point_bert:PointBertConfig",
         "tiled": "mmllm.encoders.tiled:TiledConfig",
         "timm": "mmllm.encoders.timm_backbone:TimmConfig",
         "videomae": "mmllm.encoders.video_transformer:VideoMAEConfig",

@@ -69,8 +69,9 @@ class Preprocessor(Protocol):
     """The worker-side half of an encoder: deterministic, picklable, without weights.
 
     ``media`` names the decoder of the raw bytes (``image`` gives an RGB ``PIL.Image``, ``audio`` a mono float32 array,
-    ``video`` a list of RGB pictures); ``decode_options`` are that decoder's keyword arguments (audio: ``sample_rate`` in Hz;
-    video: ``frames``, and ``clips``, ``seconds`` and ``spread``, see ``mmllm.processing.video.decode_video``).
+    ``video`` a list of RGB pictures, ``point_cloud`` a float32 array of x, y, z, red, green, blue); ``decode_options`` are
+    that decoder's keyword arguments (audio: ``sample_rate`` in Hz; video: ``frames``, and ``clips``, ``seconds`` and
+    ``spread``, see ``mmllm.processing.video.decode_video``; point cloud: ``points``).
     """
 
     media: str

@@ -143,6 +143,12 @@ def _sound(seconds: float, rate: int) -> Any:
     return np.zeros(int(seconds * rate), dtype=np.float32)
 
 
+def _points(count: int) -> Any:
+    import numpy as np
+
+    return np.random.default_rng(0).random((count, 6), dtype=np.float32)
+
+
 # Example inputs per kind of media: what one would ask the plan about.
 EXAMPLES: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
     "image": {"512x512": lambda _: _picture(512, 512), "1600x400": lambda _: _picture(1600, 400)},
@@ -152,6 +158,7 @@ EXAMPLES: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
         "90 s": lambda options: _sound(90, options["sample_rate"]),
     },
     "video": {"640x360": _clip},
+    "point_cloud": {"any": lambda options: _points(options["points"])},
     "text": {"a sentence": lambda _: "A dog lies on the grass."},
     "imu": {"2000 samples": lambda _: [[0.0] * 2000] * 6},
 }

@@ -31,6 +31,7 @@ from mmllm.processing.audio import decode_audio
 from mmllm.processing.batch import Batch, CodeBatch, Encoded, Made, MadeBatch, MediaBatch, Span
 from mmllm.processing.images import decode_image
 from mmllm.processing.messages import Message, Part, Sample, check_turns, parse_messages
+from mmllm.processing.point_clouds import decode_point_cloud
 from mmllm.processing.sources import Limits, read_media
 from mmllm.processing.spans import render
 from mmllm.processing.video import decode_video
@@ -41,7 +42,12 @@ if TYPE_CHECKING:
     from mmllm.config.families import Preprocessor, ProjectorConfig, Target, TokenGroup
     from mmllm.config.run import ModelConfig
 
-DECODERS: dict[str, Callable[..., Any]] = {"image": decode_image, "audio": decode_audio, "video": decode_video}
+DECODERS: dict[str, Callable[..., Any]] = {
+    "image": decode_image,
+    "audio": decode_audio,
+    "video": decode_video,
+    "point_cloud": decode_point_cloud,
+}
 
 
 @dataclass(frozen=True)
