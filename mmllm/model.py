@@ -272,7 +272,9 @@ class MultimodalLM(nn.Module):
         embeddings = self.splice(batch.ids, batch.media) + self._zero(batch)
         made = batch.made if any(name != "text" for name in objectives) else {}
         states_at = torch.cat([m.positions.flatten() for m in made.values()]) if made else None
-        out = self.backbone(embeddings, batch.attention_mask, positions=batch.predict, states_at=states_at)
+        out = self.backbone(
+            embeddings, batch.attention_mask, positions=batch.predict, states_at=states_at, replies=batch.replies
+        )
         sums: dict[str, Tensor] = {}
         if "text" in objectives:
             sums["text"] = F.cross_entropy(out.logits.float(), batch.targets, reduction="sum")

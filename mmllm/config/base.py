@@ -65,7 +65,10 @@ BUILTIN: dict[str, dict[str, str]] = {
         "vq": "mmllm.generators.codes:VQConfig",
         "audio_codec": "mmllm.generators.codes:AudioCodecConfig",
     },
-    "backbone": {"causal_lm": "mmllm.backbones.causal_lm:CausalLMConfig"},
+    "backbone": {
+        "causal_lm": "mmllm.backbones.causal_lm:CausalLMConfig",
+        "seq2seq": "mmllm.backbones.seq2seq:Seq2SeqConfig",
+    },
     "adapter": {
         "lora": "mmllm.adapters.lora:LoraConfig",
         "ia3": "mmllm.adapters.ia3:IA3Config",

@@ -130,7 +130,8 @@ class Batch:
 
     ``ids (B, T)`` int64, ``attention_mask (B, T)`` int64. Logits at flat positions ``predict (K,)`` into B*T are to give
     ``targets (K,)``: the head runs nowhere else. Where media are written in codes, ``ids`` and ``targets`` hold others until
-    ``MultimodalLM.with_codes`` has made them.
+    ``MultimodalLM.with_codes`` has made them. ``replies (R, 3)`` are the assistant's replies that are supervised: row, first
+    position, position behind the last one.
     """
 
     ids: Tensor
@@ -141,6 +142,7 @@ class Batch:
     sample_ids: list[str] = field(default_factory=list)
     made: dict[str, MadeBatch] = field(default_factory=dict)
     codes: dict[str, CodeBatch] = field(default_factory=dict)
+    replies: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -165,4 +167,5 @@ class Batch:
         predict, targets = self.predict.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
         made = {name: m.to(device) for name, m in self.made.items()}
         codes = {name: c.to(device) for name, c in self.codes.items()}
-        return Batch(ids, attention, predict, targets, media, self.sample_ids, made, codes)
+        replies = None if self.replies is None else self.replies.to(device, non_blocking=True)
+        return Batch(ids, attention, predict, targets, media, self.sample_ids, made, codes, replies)

@@ -297,7 +297,7 @@ class Processor:
         rows, width = len(samples), max(len(s.ids) for s in samples)
         ids = torch.full((rows, width), self.pad_id, dtype=torch.int64)
         attention = torch.zeros((rows, width), dtype=torch.int64)
-        predict, targets = [], []
+        predict, targets, replies = [], [], list[tuple[int, int, int]]()
         items: dict[str, list[tuple[int, Span]]] = {}
         things: dict[str, list[tuple[int, Made]]] = {}
         for row, sample in enumerate(samples):
@@ -308,6 +308,7 @@ class Processor:
             wanted = torch.tensor(sample.supervised[1:], dtype=torch.bool).nonzero().flatten()
             predict.append(wanted + row * width + offset)
             targets.append(tokens[1:][wanted])
+            replies += [(row, offset + first, offset + behind) for first, behind in _replies(sample.supervised)]
             for span in sample.spans:
                 items.setdefault(span.modality, []).append((row * width + offset + span.start, span))
             for thing in sample.made:
@@ -318,7 +319,17 @@ class Processor:
         made = {name: self._collate_made(name, things[name]) for name in sorted(things.keys() - written)}
         codes = {name: self._collate_codes(name, things[name]) for name in sorted(written)}
         sample_ids = [sample.id for sample in samples]
-        return Batch(ids, attention, torch.cat(predict), torch.cat(targets), media, sample_ids, made, codes)
+        return Batch(
+            ids,
+            attention,
+            torch.cat(predict),
+            torch.cat(targets),
+            media,
+            sample_ids,
+            made,
+            codes,
+            torch.tensor(replies, dtype=torch.int64).view(-1, 3),
+        )
 
     def _collate_media(self, name: str, placed: list[tuple[int, Span]]) -> MediaBatch:
         modality = self.modalities[name]
@@ -355,6 +366,15 @@ class Processor:
         targets = torch.stack([made.target for _, made in placed if made.target is not None])
         positions = torch.stack([start + places for start, _ in placed])
         return CodeBatch(targets, positions, torch.tensor(signals.code_firsts))
+
+
+def _replies(supervised: Sequence[bool]) -> Iterator[tuple[int, int]]:
+    """Where runs of supervised tokens begin and end; the first token has nothing before it to be predicted from."""
+    at = 1
+    for flag, run in groupby(supervised[1:]):
+        first, at = at, at + len(list(run))
+        if flag:
+            yield first, at
 
 
 def _named(error: MediaError, part: Part) -> MediaError:
