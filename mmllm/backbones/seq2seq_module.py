@@ -79,7 +79,7 @@ class Seq2Seq(LanguageModel):
         cache: EncoderMemory | None = None,
         replies: Tensor | None = None,
     ) -> BackboneOutput:
-        rows, width, dim = inputs_embeds.shape
+        rows, width = inputs_embeds.shape[:2]
         if cache is not None and cache.encoded is not None:
             out, asked = self._run(
                 positions,

@@ -68,7 +68,7 @@ def test_a_batch_of_unequal_lengths_is_answered_as_transformers_answers_each(fam
     ends = sorted(stop_ids(model, processor))
     reference: Any = model.backbone.model
     reference.generation_config.forced_eos_token_id = None  # BART's, at the last token that fits
-    start = {"decoder_start_token_id": 0 if family != "bart" else 2} if family in ENCODER_DECODERS else {}
+    start = {"decoder_start_token_id": 0} if family in ENCODER_DECODERS else {}
     for prompt, ours in zip(prompts, found, strict=True):
         ids = torch.tensor([prompt.ids])
         # RWKV's generation reads ids alone; of the others what is given is embeddings, as in a multimodal model.
