@@ -172,7 +172,8 @@ def _tokens(path: str, part: InputConfig, context: BuildContext, problems: list[
                 refusal = error
                 continue
             with problems_at(f"{path}.projector", problems, context):
-                tokens[label] = outputs_of(part.projector, preprocessor, item)[0] + 2 * part.markers
+                taken = 0 if part.fusion else outputs_of(part.projector, preprocessor, item)[0]
+                tokens[label] = taken + 2 * part.markers
         if not tokens:
             raise refusal
     return tokens
@@ -224,6 +225,11 @@ def render(plan: Plan, config: ModelConfig) -> str:
             f"    projector  {part.projector:<16} (N, Q, {plan.hidden_dim})   {count(plan.parameters[f'inputs.{name}.projector'])}",
             f"    tokens     {sizes}",
         ]
+        if (fusion := config.inputs[name].fusion) is not None:
+            between = f"in the blocks, (B, T, {plan.hidden_dim})"
+            lines.append(
+                f"    fusion     {fusion.kind:<16} {between}   {count(plan.parameters[f'inputs.{name}.fusion'])}"
+            )
     lines += [
         f"  backbone     {config.backbone.kind:<16} (B, T, {plan.hidden_dim}) -> (B, T, {plan.vocab_rows})",
     ]

@@ -70,6 +70,8 @@ class Backbone(nn.Module):
     model: nn.Module
     new_tokens: NewTokens | None
     adapter: Adapter | None
+    # Whether every block reads hidden states at the positions that it is given, (B, T, D), so that others can act there.
+    one_stream: bool = True
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:

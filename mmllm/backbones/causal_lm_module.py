@@ -40,6 +40,7 @@ class CausalLM(LanguageModel):
         taken = inspect.signature(model.forward).parameters
         self._positions = "position_ids" in taken
         self._memory = next(name for name in ("past_key_values", "cache_params", "state") if name in taken)
+        self.one_stream = self._memory != "state"  # without a mask rows are read one by one
         super().__init__(model, adapter, num_new_tokens, num_signals, tie_signals)
 
     def new_cache(self) -> Any:

@@ -50,6 +50,8 @@ class Seq2Seq(LanguageModel):
     as the model reads it when it is used.
     """
 
+    one_stream = False
+
     def __init__(
         self,
         model: Any,

@@ -52,6 +52,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "pool": "mmllm.projectors.grid:PoolConfig",
         "ldp": "mmllm.projectors.grid:LDPConfig",
     },
+    "fusion": {"gated_cross_attention": "mmllm.fusion.gated_cross_attention:GatedCrossAttentionConfig"},
     "output_projector": {
         "linear": "mmllm.projectors.output:LinearOutputConfig",
         "mlp": "mmllm.projectors.output:MLPOutputConfig",

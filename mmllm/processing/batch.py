@@ -16,6 +16,7 @@ class Span:
     """One media item in a sequence: ``count`` features from token ``start`` on.
 
     ``layout`` is how the encoder's features lie, where the projector asks for it.
+    A ``fused`` one takes no tokens beside its markers; its features are seen from the first marker on, ``start - 1``.
     """
 
     modality: str
@@ -23,6 +24,7 @@ class Span:
     count: int
     item: dict[str, Tensor]
     layout: tuple[int, ...] | None = None
+    fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class MediaBatch:
 
     ``inputs`` is what the encoder takes. Row ``sources[i]`` of the projector's output, seen as ``(N * Q, D_llm)``, belongs
     at row ``positions[i]`` of the token embeddings, seen as ``(B * T, D_llm)``. ``width`` is Q. ``layouts (N, K)`` are the
-    items' layouts where the projector asks for them.
+    items' layouts where the projector asks for them. Of fused media none has a row: ``fused (N, 3)`` are row, first column that
+    sees it, and number of features of each.
     """
 
     inputs: dict[str, Tensor]
@@ -72,11 +75,12 @@ class MediaBatch:
     sources: Tensor
     width: int
     layouts: Tensor | None = None
+    fused: Tensor | None = None
 
     def to(self, device: torch.device | str) -> MediaBatch:
         inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
-        layouts = None if self.layouts is None else self.layouts.to(device)
-        return MediaBatch(inputs, self.positions.to(device), self.sources.to(device), self.width, layouts)
+        layouts, fused = (None if t is None else t.to(device) for t in (self.layouts, self.fused))
+        return MediaBatch(inputs, self.positions.to(device), self.sources.to(device), self.width, layouts, fused)
 
 
 @dataclass
