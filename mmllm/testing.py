@@ -258,6 +258,9 @@ def _check_fusion(config: FusionConfig) -> None:
         _equal(
             config, "rows do not depend on each other", run(module, hidden[:1], media[:2], places[:2]), found[:1], 1e-5
         )
+        _equal(
+            config, "a row without media is as if there were none", module.fuse(0, hidden[2:], None), found[2:], 1e-5
+        )
         seen = Seen(media, places, (3, 6))
         module.fuse(0, hidden, seen)
         step = module.fuse(0, hidden[:, -1:], seen)

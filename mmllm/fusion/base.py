@@ -82,14 +82,15 @@ class Fusion(nn.Module):
 
     def _before(
         self, index: int, _layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if self.seen is None:
-            return None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         if args:
             return (self.fuse(index, args[0], self.seen), *args[1:]), kwargs
         name = next(key for key, value in kwargs.items() if isinstance(value, Tensor))
         return args, {**kwargs, name: self.fuse(index, kwargs[name], self.seen)}
 
     @abstractmethod
-    def fuse(self, index: int, hidden: Tensor, seen: Seen) -> Tensor:
-        """Hidden states ``(B, L, D)`` of block ``at[index]`` with what they see of the media, in their dtype."""
+    def fuse(self, index: int, hidden: Tensor, seen: Seen | None) -> Tensor:
+        """Hidden states ``(B, L, D)`` for block ``at[index]`` with what they see of the media, in their dtype.
+
+        A row without media gives the same whether others have some or nothing is ``seen`` at all.
+        """

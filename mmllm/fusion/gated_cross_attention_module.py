@@ -49,8 +49,10 @@ class GatedLayer(nn.Module):
         keys = self.norm_k(self.to_k(media).unflatten(-1, (-1, self.head_dim))).flatten(-2)
         return keys, self.to_v(media)
 
-    def forward(self, x: Tensor, keys: Tensor, values: Tensor, visible: Tensor, some: Tensor) -> Tensor:
-        """``x (B, L, D)``; ``keys`` and ``values (B, S, heads * head_dim)``; ``visible (B, L, S)`` and ``some (B, L)`` bool."""
+    def attend(self, x: Tensor, keys: Tensor, values: Tensor, visible: Tensor, some: Tensor) -> Tensor:
+        """``x (B, L, D)`` after the attention; ``keys`` and ``values (B, S, heads * head_dim)``; ``visible (B, L, S)`` and
+        ``some (B, L)`` bool.
+        """
         q, k, v = (
             t.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for t in (self.to_q(self.norm_attention(x)), keys, values)
@@ -58,7 +60,11 @@ class GatedLayer(nn.Module):
         q = self.norm_q(q).to(v.dtype)
         attended = F.scaled_dot_product_attention(q, k.to(v.dtype), v, attn_mask=visible[:, None])
         found = self.to_out(attended.transpose(1, 2).flatten(2)).masked_fill(~some[..., None], 0.0)
-        x = x + self.attention_gate.tanh() * found
+        out: Tensor = x + self.attention_gate.tanh() * found
+        return out
+
+    def think(self, x: Tensor) -> Tensor:
+        """``x (B, L, D)`` after the feed-forward, which all tokens go through, also without media before them."""
         inner = self.norm_feedforward(x)
         wide = F.gelu(self.ff_in(inner)) if self.ff_gate is None else F.silu(self.ff_gate(inner)) * self.ff_in(inner)
         out: Tensor = x + self.feedforward_gate.tanh() * self.ff_out(wide)
@@ -73,14 +79,15 @@ class GatedCrossAttention(Fusion):
         self.at = at
         self.blocks = nn.ModuleList(GatedLayer(config, dim, media_dim) for _ in at)
 
-    def fuse(self, index: int, hidden: Tensor, seen: Seen) -> Tensor:
+    def fuse(self, index: int, hidden: Tensor, seen: Seen | None) -> Tensor:
         layer = cast(GatedLayer, self.blocks[index])
-        if index in seen.kept:
-            keys, values = seen.kept[index]
-        else:
-            keys, values = (seen.by_rows(made) for made in layer.keys_and_values(seen.media))
-            if not torch.is_grad_enabled():
-                seen.kept[index] = keys, values
-        given = hidden.to(layer.attention_gate.dtype)
-        found: Tensor = layer(given, keys, values, *seen.masks(hidden.shape[1]))
-        return found.to(hidden.dtype)
+        x = hidden.to(layer.attention_gate.dtype)
+        if seen is not None:
+            if index in seen.kept:
+                keys, values = seen.kept[index]
+            else:
+                keys, values = (seen.by_rows(made) for made in layer.keys_and_values(seen.media))
+                if not torch.is_grad_enabled():
+                    seen.kept[index] = keys, values
+            x = layer.attend(x, keys, values, *seen.masks(hidden.shape[1]))
+        return layer.think(x).to(hidden.dtype)
