@@ -35,6 +35,7 @@ from mmllm.config.families import (
 from mmllm.contract import ContractError
 from mmllm.contract import equal as _equal
 from mmllm.contract import require as _require
+from mmllm.contract_of_fusion import check_fusing
 from mmllm.contract_of_generators import check_generator
 from mmllm.fusion.base import Fusion, Seen
 
@@ -227,48 +228,13 @@ def _check_fusion(config: FusionConfig) -> None:
     assert isinstance(module, Fusion)
     inside = len(module.at) == len(module.blocks) > 0 and set(module.at) <= set(range(layers))
     _require(inside, config, "it sits before blocks of the backbone", f"before {list(module.at)} of {layers}")
-    hidden, media = torch.randn(3, 6, OUTPUT_DIM), torch.randn(3, 5, width)
-    # Row 0 has media from columns 1 and 4 on, row 1 one from 2 on, row 2 none.
-    places = torch.tensor([[0, 1, 5], [0, 4, 2], [1, 2, 3]])
-    with torch.no_grad():
-        same = [module.fuse(i, hidden, Seen(media, places, (3, 6))) for i in range(len(module.at))]
-    untouched = all(torch.equal(found, hidden) for found in same)
-    _require(untouched, config, "before training hidden states pass bit for bit", "they changed")
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.3)
+    given = check_fusing(config, module, build(BuildContext(dtype=torch.bfloat16, weights=False)), OUTPUT_DIM, width)
+    hidden, media, places = given
 
-    def run(fusion: Any, states: Tensor = hidden, shown: Tensor = media, rows: Tensor = places) -> Tensor:
-        found: Tensor = fusion.fuse(0, states, Seen(shown, rows, (len(states), 6)))
+    def run(fusion: Any) -> Tensor:
+        found: Tensor = fusion.fuse(0, hidden, Seen(media, places, (3, 6)))
         return found
 
-    with torch.no_grad():
-        found = run(module)
-        changed = (found != hidden).any(dim=-1)
-        _require(
-            bool(changed[0, 1:].all() and changed[1, 2:].all()), config, "tokens see the media before them", "not all"
-        )
-        other = run(module, shown=torch.cat([torch.randn(1, 5, width), media[1:]]))
-        differs = (other != found).any(dim=-1)
-        _require(bool(differs[0, 1:4].all()), config, "a token sees the medium right before it", "another one's change")
-        differs[0, 1:4] = False
-        _require(not bool(differs.any()), config, "a token sees no other medium", "the change of another shows")
-        loud = media.clone()
-        loud[1, 2:], loud[2, 3:] = 1e3, 1e3
-        _equal(config, "features behind an item's own are never seen", run(module, shown=loud), found, 1e-5)
-        _equal(
-            config, "rows do not depend on each other", run(module, hidden[:1], media[:2], places[:2]), found[:1], 1e-5
-        )
-        _equal(
-            config, "a row without media is as if there were none", module.fuse(0, hidden[2:], None), found[2:], 1e-5
-        )
-        seen = Seen(media, places, (3, 6))
-        module.fuse(0, hidden, seen)
-        step = module.fuse(0, hidden[:, -1:], seen)
-        _equal(config, "a later position sees what the last one does", step, found[:, -1:], 1e-5)
-        half = build(BuildContext(dtype=torch.bfloat16, weights=False)).fuse(
-            0, hidden.bfloat16(), Seen(media, places, (3, 6))
-        )
-        _require(half.dtype == torch.bfloat16, config, "it runs in bfloat16", str(half.dtype))
     sum(module.fuse(i, hidden, Seen(media, places, (3, 6))).pow(2).sum() for i in range(len(module.at))).backward()  # type: ignore[union-attr]
     _check_gradients(config, module)
     _check_saving(config, module, build, run)

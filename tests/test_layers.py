@@ -49,10 +49,12 @@ ALLOWED = {
     "evaluation": {"config", "processing", "assistant"},
     "chat": {"config", "processing", "assistant", "replies"},
     "contract": {"config"},
+    "contract_of_fusion": {"config", "contract", "fusion"},
     "contract_of_generators": {"config", "contract", "generators"},
     "testing": {
         "config",
         "contract",
+        "contract_of_fusion",
         "contract_of_generators",
         "adapters",
         "encoders",
