@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmllm.adapters.blocks import find_blocks
 from mmllm.backbones.base import Backbone
 from mmllm.config.base import BuildContext, problems_at
-from mmllm.config.families import TokenGroup
+from mmllm.config.families import FusionConfig, TokenGroup
 from mmllm.config.run import ModelConfig
 from mmllm.encoders.base import Encoder
 from mmllm.errors import ConfigError, MmllmError
+from mmllm.fusion.base import Fusion, Seen
 from mmllm.generators.base import Artifact, CodeGenerator, Condition, Generator, Sampling
 from mmllm.generators.text_conditions import Store, TextConditions
 from mmllm.projectors.base import Projector
@@ -29,10 +31,13 @@ if TYPE_CHECKING:
 
 
 class Input(nn.Module):
-    """One modality's way in: encoder, then input projector."""
+    """One modality's way in: encoder, then input projector; with ``fusion`` into the backbone's blocks."""
 
-    def __init__(self, encoder: Encoder, projector: Projector, adapter: Adapter | None = None) -> None:
+    def __init__(
+        self, encoder: Encoder, projector: Projector, adapter: Adapter | None = None, fusion: Fusion | None = None
+    ) -> None:
         super().__init__()
+        self.fusion = fusion
         self.encoder = encoder
         self.projector = projector
         self.adapter = adapter  # what was attached to the encoder
@@ -164,10 +169,14 @@ class MultimodalLM(nn.Module):
                     encoder = cast(Encoder, adapter.model)
             if backbone is not None and not problems:
                 with problems_at(f"{path}.projector", problems, context):
+                    width = backbone.hidden_dim if part.fusion is None else part.fusion.width(encoder.output_dim)
                     projector = part.projector.behind(part.encoder, context).build(
-                        context, input_dim=encoder.output_dim, output_dim=backbone.hidden_dim
+                        context, input_dim=encoder.output_dim, output_dim=width
                     )
                     inputs[name] = Input(encoder, projector, adapter)
+                with problems_at(f"{path}.fusion", problems, context):
+                    if part.fusion is not None and name in inputs:
+                        inputs[name].fusion = fuse(part.fusion, context, backbone, width)
         outputs: dict[str, AnyOutput] = {}
         for name, made in config.outputs.items():
             path = f"model.outputs.{name}"
@@ -209,7 +218,7 @@ class MultimodalLM(nn.Module):
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
         """The parts a stage can train, by name: disjoint, and together all parameters.
 
-        ``inputs.<name>.encoder``, ``inputs.<name>.projector``, ``backbone`` (its own weights), ``backbone.new_tokens``,
+        ``inputs.<name>.encoder``, ``.projector`` and ``.fusion``, ``backbone`` (its own weights), ``backbone.new_tokens``,
         ``backbone.adapter`` and ``inputs.<name>.encoder.adapter``, ``outputs.<name>.projector``, ``.retrieval`` and
         ``.decision`` where there are, and ``outputs.<name>.generator`` (never trained). Inner keys are the parameters' names
         in this module.
@@ -234,15 +243,24 @@ class MultimodalLM(nn.Module):
         return {name: self.inputs[name](batch.inputs, batch.layouts) for name, batch in media.items()}
 
     def splice(self, ids: Tensor, media: Mapping[str, MediaBatch]) -> Tensor:
-        """Token embeddings ``(B, T, D_llm)`` of ``ids (B, T)`` with every media span's embeddings in its place."""
+        """Token embeddings ``(B, T, D_llm)`` of ``ids (B, T)`` with every media span's embeddings in its place.
+
+        Fused media are shown to the backbone's blocks instead, for all its passes until the next call.
+        """
         embeddings = self.backbone.embed(ids)
         flat = embeddings.flatten(0, 1)
+        fusions = {name: fusion for name, one in self.inputs.items() if (fusion := cast(Input, one).fusion) is not None}
+        for fusion in fusions.values():
+            fusion.look(None)
         for name, encoded in self.encode(media).items():
             batch = media[name]
             if encoded.shape[1] != batch.width:
                 raise RuntimeError(
                     f"{name}: the projector returned {encoded.shape[1]} outputs, its config's num_outputs said {batch.width}"
                 )
+            if batch.fused is not None:
+                fusions[name].look(Seen(encoded, batch.fused, (len(ids), ids.shape[1])))
+                continue
             rows = encoded.flatten(0, 1)[batch.sources].to(flat.dtype)
             flat = flat.index_copy(0, batch.positions, rows)
         return flat.view_as(embeddings)
@@ -273,7 +291,9 @@ class MultimodalLM(nn.Module):
         embeddings = self.splice(batch.ids, batch.media) + self._zero(batch)
         made = batch.made if any(name != "text" for name in objectives) else {}
         states_at = torch.cat([m.positions.flatten() for m in made.values()]) if made else None
-        out = self.backbone(embeddings, batch.attention_mask, positions=batch.predict, states_at=states_at)
+        out = self.backbone(
+            embeddings, batch.attention_mask, positions=batch.predict, states_at=states_at, replies=batch.replies
+        )
         sums: dict[str, Tensor] = {}
         if "text" in objectives:
             sums["text"] = F.cross_entropy(out.logits.float(), batch.targets, reduction="sum")
@@ -330,6 +350,17 @@ class MultimodalLM(nn.Module):
         if self.backbone.new_tokens is not None:
             trainable += [p for p in self.backbone.new_tokens.parameters() if p.requires_grad]
         return sum(((p * 0.0).sum() for p in trainable), 0.0)
+
+
+def fuse(config: FusionConfig, context: BuildContext, backbone: Backbone, media_dim: int) -> Fusion:
+    """The fusion, put into ``backbone``. Raises ``ConfigError`` for one without blocks that it could sit between."""
+    blocks = find_blocks(backbone.model)
+    if not (backbone.one_stream and blocks):
+        text = f"works between the blocks of a decoder-only backbone that masks padding, not in {type(backbone).__name__}'s"
+        raise ConfigError([("", f"{text}; leave it out, so that media are read among the tokens")])
+    fusion = config.build(context, hidden_dim=blocks[0].width, media_dim=media_dim, num_layers=len(blocks))
+    fusion.attach([block.module for block in blocks])
+    return fusion
 
 
 def part_of(parameter: str) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from mmllm.encoders.whisper_module import WhisperPreprocessor
 from mmllm.projectors.base import Projector
 from mmllm.testing import ContractError, check_component
 
-FAMILIES = ("encoder", "input_projector", "backbone", "adapter", "output_projector", "generator")
+FAMILIES = ("encoder", "input_projector", "fusion", "backbone", "adapter", "output_projector", "generator")
 EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
     "encoder": {
         "beats": [{}, {"select_layer": -3}, {"architecture": {"embed_dim": 768, "conv_pos": 95}}],
@@ -176,13 +176,20 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
         "pool": [{"factor": 2}, {"size": [2, 3], "depth": 3, "activation": "relu"}],
         "ldp": [{}, {"size": [2, 5]}],
     },
+    "fusion": {
+        "gated_cross_attention": [
+            {},
+            {"norm": "rms", "feedforward": "swiglu", "qk_norm": True, "gates": "vector", "media_dim": 20},
+        ]
+    },
     "backbone": {
+        "seq2seq": [{}, {"architecture": {"model_type": "bart"}}],
         "causal_lm": [
             {"pretrained": "lmsys/vicuna-7b-v1.5"},
             {"architecture": {"model_type": "qwen3"}},
             {"architecture": {"model_type": "gpt2"}, "adapter": {"kind": "lora"}},
             {"architecture": {"model_type": "opt"}, "tie_signals": True},
-        ]
+        ],
     },
     "output_projector": {
         "linear": [{}],
@@ -343,7 +350,7 @@ def test_other_families_are_refused() -> None:
     from mmllm.config.families import AnyReader
 
     reader = TypeAdapter(AnyReader).validate_python({"kind": "messages", "path": "data.jsonl"})
-    with pytest.raises(TypeError, match="expected one of encoder, input_projector, output_projector, generator"):
+    with pytest.raises(TypeError, match="expected one of encoder, input_projector, fusion, output_projector"):
         check_component(reader)
 
 

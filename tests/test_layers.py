@@ -17,10 +17,11 @@ ALLOWED = {
     "adapters": {"config", "pretrained"},
     "encoders": {"config", "pretrained"},
     "projectors": {"config", "pretrained"},
+    "fusion": {"config"},
     "backbones": {"config", "pretrained"},
     "generators": {"config", "pretrained"},
     "processing": {"config"},
-    "model": {"config", "adapters", "encoders", "projectors", "backbones", "generators", "processing"},
+    "model": {"config", "adapters", "encoders", "projectors", "fusion", "backbones", "generators", "processing"},
     "generation": {"config", "model", "processing"},
     "data": {"config", "processing"},
     "plan": {"config", "model", "processing", "generators", "data", "training"},
@@ -48,13 +49,16 @@ ALLOWED = {
     "evaluation": {"config", "processing", "assistant"},
     "chat": {"config", "processing", "assistant", "replies"},
     "contract": {"config"},
+    "contract_of_fusion": {"config", "contract", "fusion"},
     "contract_of_generators": {"config", "contract", "generators"},
     "testing": {
         "config",
         "contract",
+        "contract_of_fusion",
         "contract_of_generators",
         "adapters",
         "encoders",
+        "fusion",
         "projectors",
         "backbones",
         "generators",
@@ -107,7 +111,7 @@ def test_heavy_libraries_are_imported_where_they_are_used(path: Path) -> None:
 def test_configs_do_not_import_torch() -> None:
     for path in PACKAGE.glob("*/*.py"):
         if (
-            path.parent.name in ("adapters", "encoders", "projectors", "backbones", "generators")
+            path.parent.name in ("adapters", "encoders", "projectors", "fusion", "backbones", "generators")
             and (path.parent / f"{path.stem}_module.py").exists()
         ):
             assert "torch" not in imports(ast.parse(path.read_text()), top_level_only=True), path

@@ -57,6 +57,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "ldp": "mmllm.projectors.grid:LDPConfig",
         "temporal_qformer": "mmllm.projectors.temporal_qformer:TemporalQFormerConfig",
     },
+    "fusion": {"gated_cross_attention": "mmllm.fusion.gated_cross_attention:GatedCrossAttentionConfig"},
     "output_projector": {
         "linear": "mmllm.projectors.output:LinearOutputConfig",
         "mlp": "mmllm.projectors.output:MLPOutputConfig",
@@ -70,7 +71,10 @@ BUILTIN: dict[str, dict[str, str]] = {
         "vq": "mmllm.generators.codes:VQConfig",
         "audio_codec": "mmllm.generators.codes:AudioCodecConfig",
     },
-    "backbone": {"causal_lm": "mmllm.backbones.causal_lm:CausalLMConfig"},
+    "backbone": {
+        "causal_lm": "mmllm.backbones.causal_lm:CausalLMConfig",
+        "seq2seq": "mmllm.backbones.seq2seq:Seq2SeqConfig",
+    },
     "adapter": {
         "lora": "mmllm.adapters.lora:LoraConfig",
         "ia3": "mmllm.adapters.ia3:IA3Config",

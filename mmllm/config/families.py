@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmllm.adapters.base import Adapter
     from mmllm.backbones.base import Backbone
     from mmllm.encoders.base import Encoder
+    from mmllm.fusion.base import Fusion
     from mmllm.generators.base import CodeGenerator, MediaGenerator
     from mmllm.projectors.base import Projector
     from mmllm.projectors.output_module import OutputProjector
@@ -191,6 +192,20 @@ def outputs_of(
     return projector.num_outputs(preprocessor.num_tokens(item)), None
 
 
+class FusionConfig(ComponentConfig):
+    """Deep fusion: the input projector's outputs enter the backbone's blocks, not its sequence of embeddings."""
+
+    family: ClassVar[str] = "fusion"
+
+    @abstractmethod
+    def width(self, encoder_dim: int) -> int:
+        """D_m, the width that the input projector's outputs are to have."""
+
+    @abstractmethod
+    def build(self, context: BuildContext, *, hidden_dim: int, media_dim: int, num_layers: int) -> Fusion:
+        """``hidden_dim`` is the width of the backbone's ``num_layers`` blocks, ``media_dim`` D_m."""
+
+
 class OutputProjectorConfig(ComponentConfig):
     """An output projector: hidden states at K signal tokens, (N, K, D_llm), to a generator's condition."""
 
@@ -318,6 +333,7 @@ class ReaderConfig(ComponentConfig):
 
 AnyEncoder = Annotated[SerializeAsAny[EncoderConfig], BeforeValidator(partial(_dispatch, "encoder"))]
 AnyProjector = Annotated[SerializeAsAny[ProjectorConfig], BeforeValidator(partial(_dispatch, "input_projector"))]
+AnyFusion = Annotated[SerializeAsAny[FusionConfig], BeforeValidator(partial(_dispatch, "fusion"))]
 AnyAdapter = Annotated[SerializeAsAny[AdapterConfig], BeforeValidator(partial(_dispatch, "adapter"))]
 AnyBackbone = Annotated[SerializeAsAny[BackboneConfig], BeforeValidator(partial(_dispatch, "backbone"))]
 AnyReader = Annotated[SerializeAsAny[ReaderConfig], BeforeValidator(partial(_dispatch, "reader"))]

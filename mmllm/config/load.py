@@ -260,10 +260,12 @@ def part_names(tree: Mapping[str, Any]) -> list[str]:
     names = [f"inputs.{name}.{part}" for name in inputs for part in ("encoder", "projector")]
     adapted = (name for name, part in inputs.items() if _mapping(_mapping(part).get("encoder")).get("adapter"))
     names += [f"inputs.{name}.encoder.adapter" for name in adapted]
+    fused = [name for name, part in inputs.items() if _mapping(part).get("fusion") is not None]
+    names += [f"inputs.{name}.fusion" for name in fused]
     names.append("backbone")
     if backbone.get("adapter"):
         names.append("backbone.adapter")
-    if outputs or any(_mapping(part).get("markers") for part in inputs.values()):
+    if outputs or fused or any(_mapping(part).get("markers") for part in inputs.values()):
         names.append("backbone.new_tokens")
     for name, output in outputs.items():
         given = (part for part in ("retrieval", "decision") if _mapping(output).get(part) is not None)

@@ -11,6 +11,7 @@ from mmllm.config.base import Config
 from mmllm.config.families import (
     AnyBackbone,
     AnyEncoder,
+    AnyFusion,
     AnyGenerator,
     AnyOutputProjector,
     AnyProjector,
@@ -35,11 +36,25 @@ class InputConfig(Config):
     """How one modality enters the backbone: ``encoder`` then input ``projector``.
 
     ``markers`` puts a trainable start and end token around every media span (they live in ``backbone.new_tokens``).
+    With ``fusion`` the projector's outputs enter the backbone's blocks; in the sequence a medium is its two markers alone.
     """
 
     encoder: AnyEncoder
     projector: AnyProjector
     markers: bool = False
+    fusion: AnyFusion | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fused_media_are_marked(cls, value: Any) -> Any:
+        fused = isinstance(value, dict) and value.get("fusion") is not None
+        return {"markers": True, **value} if fused else value
+
+    @model_validator(mode="after")
+    def _marked(self) -> Self:
+        if self.fusion is not None and not self.markers:
+            raise ValueError("fused media stand in the text as their markers; leave `markers` out")
+        return self
 
 
 class RetrievalConfig(Config):
@@ -111,7 +126,13 @@ class ModelConfig(Config):
     def tiny(self) -> Self:
         """The same composition with the ``tiny()`` version of every part: random weights, nothing to download."""
         inputs = {
-            name: part.model_copy(update={"encoder": _tiny(part.encoder), "projector": part.projector.tiny()})
+            name: part.model_copy(
+                update={
+                    "encoder": _tiny(part.encoder),
+                    "projector": part.projector.tiny(),
+                    "fusion": None if part.fusion is None else part.fusion.tiny(),
+                }
+            )
             for name, part in self.inputs.items()
         }
         outputs = {

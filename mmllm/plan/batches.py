@@ -68,18 +68,22 @@ def make_batch(
     room = length - 1 - sum(one.positions.shape[1] for one in made.values())
     used = 0
     for name, (_, item, count, layout) in media.items():
-        if used + count > room:
+        part = config.inputs[name]
+        taken = 0 if part.fusion else count  # what is seen inside the backbone takes none of its positions
+        if used + taken > room:
             continue
-        positions = (starts + torch.arange(used, used + count)).flatten()
-        collated = config.inputs[name].encoder.preprocessor(context).collate([item] * rows)
+        positions = (starts + torch.arange(used, used + taken)).flatten()
+        collated = part.encoder.preprocessor(context).collate([item] * rows)
         layouts = None if layout is None else torch.tensor([layout] * rows)
-        kept[name] = MediaBatch(_shapes(collated), positions, torch.arange(rows * count), count, layouts)
-        used += count
+        fused = torch.tensor([[row, used, count] for row in range(rows)]) if part.fusion else None
+        kept[name] = MediaBatch(_shapes(collated), positions, torch.arange(rows * taken), count, layouts, fused)
+        used += taken
     share = max(1, round(supervised * (length - 1 - used)))
     predict = (starts + torch.arange(length - 1 - share, length - 1)).flatten()
+    replies = torch.tensor([[row, length - share, length] for row in range(rows)])
     if "text" not in stage.objectives:
         predict = predict[:0]
-    return Batch(ids, torch.ones_like(ids), predict, torch.zeros_like(predict), kept, made=made)
+    return Batch(ids, torch.ones_like(ids), predict, torch.zeros_like(predict), kept, made=made, replies=replies)
 
 
 def _made(

@@ -58,6 +58,8 @@ def picture(plan: Parts, config: ModelConfig) -> Picture:
         if f"inputs.{name}.encoder.adapter" in plan.parameters:
             boxes.append(box(f"inputs.{name}.encoder.adapter", "adapter"))
         boxes.append(box(f"inputs.{name}.projector", one.projector))
+        if (fusion := config.inputs[name].fusion) is not None:
+            boxes.append(box(f"inputs.{name}.fusion", fusion.kind))
         tokens = sorted(set(one.tokens.values()))
         inputs.append(Row(name, tuple(boxes), f"{tokens[0]} to {tokens[-1]}" if len(tokens) > 1 else str(tokens[0])))
     outputs = [Row("text", ())]

@@ -80,6 +80,8 @@ def _components(config: ModelConfig) -> dict[str, ComponentConfig]:
     parts: dict[str, ComponentConfig] = {}
     for name, one in config.inputs.items():
         parts |= {f"inputs.{name}.encoder": one.encoder, f"inputs.{name}.projector": one.projector}
+        if one.fusion is not None:
+            parts[f"inputs.{name}.fusion"] = one.fusion
     parts["backbone"] = config.backbone
     for name, made in config.outputs.items():
         if made.projector is not None:

@@ -176,7 +176,8 @@ def _tokens(path: str, part: InputConfig, context: BuildContext, problems: list[
                 refusal = error
                 continue
             with problems_at(f"{path}.projector", problems, context):
-                tokens[label] = outputs_of(part.projector, preprocessor, item)[0] + 2 * part.markers
+                taken = 0 if part.fusion else outputs_of(part.projector, preprocessor, item)[0]
+                tokens[label] = taken + 2 * part.markers
         if not tokens:
             raise refusal
     return tokens

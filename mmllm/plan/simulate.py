@@ -181,8 +181,6 @@ class Rehearsal:
         """The bytes of the cache that stays behind when ``batch`` has been read, and the peak while it is read, weights
         left out. ``dtype`` is that of media and weights.
         """
-        from transformers import DynamicCache
-
         ledger = Ledger()
         for tensor in (*self.model.parameters(), *self.model.buffers()):
             ledger.take(tensor)
@@ -191,7 +189,7 @@ class Rehearsal:
         with self.mode, ledger, _labelled(self.model, ledger), torch.no_grad():
             batch = _fake_batch(batch, dtype)
             last = batch.predict[-1:]
-            cache = DynamicCache(config=self.model.backbone.model.config)
+            cache = self.model.backbone.new_cache()
             embeddings = self.model.splice(batch.ids, batch.media)
             out = self.model.backbone(embeddings, batch.attention_mask, positions=last, cache=cache)
             peak = ledger.peak

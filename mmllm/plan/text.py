@@ -48,6 +48,9 @@ def _parts(plan: Plan, config: ModelConfig) -> str:
             f"    projector  {part.projector:<16} (N, Q, {plan.hidden_dim})   {count(plan.parameters[f'inputs.{name}.projector'])}",
             f"    tokens     {sizes}",
         ]
+        if (fusion := config.inputs[name].fusion) is not None:
+            size = count(plan.parameters[f"inputs.{name}.fusion"])
+            lines.append(f"    fusion     {fusion.kind:<16} in the blocks, (B, T, {plan.hidden_dim})   {size}")
     lines += [
         f"  backbone     {config.backbone.kind:<16} (B, T, {plan.hidden_dim}) -> (B, T, {plan.vocab_rows})",
     ]

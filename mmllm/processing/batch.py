@@ -16,6 +16,7 @@ class Span:
     """One media item in a sequence: ``count`` features from token ``start`` on.
 
     ``layout`` is how the encoder's features lie, where the projector asks for it.
+    A ``fused`` one takes no tokens beside its markers; its features are seen from the first marker on, ``start - 1``.
     """
 
     modality: str
@@ -23,6 +24,7 @@ class Span:
     count: int
     item: dict[str, Tensor]
     layout: tuple[int, ...] | None = None
+    fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class MediaBatch:
 
     ``inputs`` is what the encoder takes. Row ``sources[i]`` of the projector's output, seen as ``(N * Q, D_llm)``, belongs
     at row ``positions[i]`` of the token embeddings, seen as ``(B * T, D_llm)``. ``width`` is Q. ``layouts (N, K)`` are the
-    items' layouts where the projector asks for them.
+    items' layouts where the projector asks for them. Of fused media none has a row: ``fused (N, 3)`` are row, first column that
+    sees it, and number of features of each.
     """
 
     inputs: dict[str, Tensor]
@@ -72,11 +75,12 @@ class MediaBatch:
     sources: Tensor
     width: int
     layouts: Tensor | None = None
+    fused: Tensor | None = None
 
     def to(self, device: torch.device | str) -> MediaBatch:
         inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
-        layouts = None if self.layouts is None else self.layouts.to(device)
-        return MediaBatch(inputs, self.positions.to(device), self.sources.to(device), self.width, layouts)
+        layouts, fused = (None if t is None else t.to(device) for t in (self.layouts, self.fused))
+        return MediaBatch(inputs, self.positions.to(device), self.sources.to(device), self.width, layouts, fused)
 
 
 @dataclass
@@ -130,7 +134,8 @@ class Batch:
 
     ``ids (B, T)`` int64, ``attention_mask (B, T)`` int64. Logits at flat positions ``predict (K,)`` into B*T are to give
     ``targets (K,)``: the head runs nowhere else. Where media are written in codes, ``ids`` and ``targets`` hold others until
-    ``MultimodalLM.with_codes`` has made them.
+    ``MultimodalLM.with_codes`` has made them. ``replies (R, 3)`` are the assistant's replies that are supervised: row, first
+    position, position behind the last one.
     """
 
     ids: Tensor
@@ -141,6 +146,7 @@ class Batch:
     sample_ids: list[str] = field(default_factory=list)
     made: dict[str, MadeBatch] = field(default_factory=dict)
     codes: dict[str, CodeBatch] = field(default_factory=dict)
+    replies: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -165,4 +171,5 @@ class Batch:
         predict, targets = self.predict.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
         made = {name: m.to(device) for name, m in self.made.items()}
         codes = {name: c.to(device) for name, c in self.codes.items()}
-        return Batch(ids, attention, predict, targets, media, self.sample_ids, made, codes)
+        replies = None if self.replies is None else self.replies.to(device, non_blocking=True)
+        return Batch(ids, attention, predict, targets, media, self.sample_ids, made, codes, replies)

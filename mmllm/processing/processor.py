@@ -58,6 +58,7 @@ class Modality:
     projector: ProjectorConfig
     placeholder: int
     markers: tuple[int, int] | None
+    fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ class Processor:
         markers = {name: (next_id + 2 * i, next_id + 2 * i + 1) for i, name in enumerate(marked)}
         next_id += 2 * len(marked)
         self.modalities = {
-            name: Modality(preprocessors[name], part.projector, next_id + i, markers.get(name))
+            name: Modality(preprocessors[name], part.projector, next_id + i, markers.get(name), part.fusion is not None)
             for i, (name, part) in enumerate(config.inputs.items())
         }
         stop = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -254,8 +255,8 @@ class Processor:
             modality, item = self.modalities[part.type], self.load(part, root)
             count, layout = outputs_of(modality.projector, modality.preprocessor, item)
             start, end = ([m] for m in modality.markers) if modality.markers else ([], [])
-            encoded.spans.append(Span(part.type, len(encoded.ids) + len(start), count, item, layout))
-            encoded.ids.extend(start + [modality.placeholder] * count + end)
+            encoded.spans.append(Span(part.type, len(encoded.ids) + len(start), count, item, layout, modality.fused))
+            encoded.ids.extend(start + [modality.placeholder] * (0 if modality.fused else count) + end)
             encoded.supervised.extend([False] * (len(encoded.ids) - len(encoded.supervised)))
         return encoded
 
@@ -303,7 +304,7 @@ class Processor:
         rows, width = len(samples), max(len(s.ids) for s in samples)
         ids = torch.full((rows, width), self.pad_id, dtype=torch.int64)
         attention = torch.zeros((rows, width), dtype=torch.int64)
-        predict, targets = [], []
+        predict, targets, replies = [], [], list[tuple[int, int, int]]()
         items: dict[str, list[tuple[int, Span]]] = {}
         things: dict[str, list[tuple[int, Made]]] = {}
         for row, sample in enumerate(samples):
@@ -314,27 +315,43 @@ class Processor:
             wanted = torch.tensor(sample.supervised[1:], dtype=torch.bool).nonzero().flatten()
             predict.append(wanted + row * width + offset)
             targets.append(tokens[1:][wanted])
+            replies += [(row, offset + first, offset + behind) for first, behind in _replies(sample.supervised)]
             for span in sample.spans:
                 items.setdefault(span.modality, []).append((row * width + offset + span.start, span))
             for thing in sample.made:
                 things.setdefault(thing.modality, []).append((row * width + offset + thing.start, thing))
         # Sorted so that every rank and every run visits the modalities in the same order.
-        media = {name: self._collate_media(name, items[name]) for name in sorted(items)}
+        media = {name: self._collate_media(name, items[name], width) for name in sorted(items)}
         written = {name for name in things if self.signals[name].group.free}
         made = {name: self._collate_made(name, things[name]) for name in sorted(things.keys() - written)}
         codes = {name: self._collate_codes(name, things[name]) for name in sorted(written)}
         sample_ids = [sample.id for sample in samples]
-        return Batch(ids, attention, torch.cat(predict), torch.cat(targets), media, sample_ids, made, codes)
+        return Batch(
+            ids,
+            attention,
+            torch.cat(predict),
+            torch.cat(targets),
+            media,
+            sample_ids,
+            made,
+            codes,
+            torch.tensor(replies, dtype=torch.int64).view(-1, 3),
+        )
 
-    def _collate_media(self, name: str, placed: list[tuple[int, Span]]) -> MediaBatch:
+    def _collate_media(self, name: str, placed: list[tuple[int, Span]], row_width: int) -> MediaBatch:
         modality = self.modalities[name]
         inputs = modality.preprocessor.collate([span.item for _, span in placed])
         # The projector's padded length: the item with the most outputs sets it.
         width = max(span.count for _, span in placed)
+        told = [span.layout for _, span in placed if span.layout is not None]
+        layouts = torch.tensor(told) if told else None
+        if modality.fused:
+            none = torch.zeros(0, dtype=torch.int64)
+            places = [[*divmod(start - 1, row_width), span.count] for start, span in placed]
+            return MediaBatch(inputs, none, none, width, layouts, torch.tensor(places))
         positions = torch.cat([torch.arange(start, start + span.count) for start, span in placed])
         sources = torch.cat([torch.arange(i * width, i * width + span.count) for i, (_, span) in enumerate(placed)])
-        layouts = [span.layout for _, span in placed if span.layout is not None]
-        return MediaBatch(inputs, positions, sources, width, torch.tensor(layouts) if layouts else None)
+        return MediaBatch(inputs, positions, sources, width, layouts)
 
     def _collate_made(self, name: str, placed: list[tuple[int, Made]]) -> MadeBatch:
         count = self.signals[name].count
@@ -361,6 +378,15 @@ class Processor:
         targets = torch.stack([made.target for _, made in placed if made.target is not None])
         positions = torch.stack([start + places for start, _ in placed])
         return CodeBatch(targets, positions, torch.tensor(signals.code_firsts))
+
+
+def _replies(supervised: Sequence[bool]) -> Iterator[tuple[int, int]]:
+    """Where runs of supervised tokens begin and end; the first token has nothing before it to be predicted from."""
+    at = 1
+    for flag, run in groupby(supervised[1:]):
+        first, at = at, at + len(list(run))
+        if flag:
+            yield first, at
 
 
 def _named(error: MediaError, part: Part) -> MediaError:
