@@ -42,7 +42,7 @@ def clip(path: Path, seed: int) -> None:
     first.save(path, save_all=True, append_images=rest, duration=400)
 
 
-MAKERS = {"image": (picture, "png"), "audio": (sound, "wav"), "video": (clip, "gif")}
+MAKERS = {"image": (picture, "png"), "audio": (sound, "wav"), "video": (clip, "gif"), "depth": (picture, "png")}
 
 
 def synthetic_data(folder: Path, modalities: list[str], made: list[str]) -> Path:

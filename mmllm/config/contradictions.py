@@ -25,12 +25,8 @@ def matching(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
         if any(fnmatchcase(name, pattern) for pattern in patterns):
             found.append(name)
             continue
-        asked = ((pattern, *pieces.split(pattern)) for pattern in patterns)
-        found += [
-            f"{name}{pattern.removeprefix(part)}"
-            for pattern, part, layers in asked
-            if layers is not None and fnmatchcase(name, part)
-        ]
+        asked = (pieces.split(pattern) for pattern in patterns)
+        found += [f"{name}.{piece}" for part, piece in asked if piece is not None and fnmatchcase(name, part)]
     return list(dict.fromkeys(found))
 
 
@@ -69,22 +65,27 @@ def pattern_problems(where: str, train: Iterable[str], part_lr: Iterable[str], n
     ]
 
 
-def _layer_problems(where: str, train: Iterable[str], parts: Mapping[str, Collection[str]]) -> Problems:
-    """Pieces of a stage's ``train`` that ask for layers which are not there, or share layers with another."""
+def _piece_problems(where: str, train: Iterable[str], parts: Mapping[str, Collection[str]]) -> Problems:
+    """Pieces of a stage's ``train`` that are not there, or share parameters with another."""
     problems = []
-    taken: dict[tuple[str, int], str] = {}
-    for piece in matching(train, parts):
-        part, layers = pieces.split(piece)
+    taken: dict[str, str] = {}
+    for name in matching(train, parts):
+        part, piece = pieces.split(name)
+        if piece is None:
+            continue
+        found, layers = pieces.chosen(parts[part], part, piece), pieces.layer_range(piece)
         known = sorted(set(pieces.layers_of(parts[part]).values()))
-        wanted = layers or range(0)
         if layers is not None and (not layers or not set(layers) <= set(known)):
             there = f"{part} has layers 0 to {known[-1]}" if known else f"{part} has no layers"
-            problems.append((f"{where}.train", f"{piece!r}: {there}"))
-        elif shared := {taken[part, layer] for layer in wanted if (part, layer) in taken}:
-            problems.append(
-                (f"{where}.train", f"{piece!r} shares layers with {', '.join(sorted(shared))}; name each once")
-            )
-        taken |= {(part, layer): piece for layer in wanted}
+            problems.append((f"{where}.train", f"{name!r}: {there}"))
+        elif not found:
+            there = pieces.modules(parts[part], part)
+            text = f"{name!r}: {part} has no {piece!r}{suggest(piece, there)}; it has {', '.join(there)}"
+            problems.append((f"{where}.train", text))
+        elif shared := {taken[key] for key in found if key in taken}:
+            what = "parameters" if layers is None else "layers"
+            problems.append((f"{where}.train", f"{name!r} shares {what} with {', '.join(sorted(shared))}; name each once"))
+        taken |= dict.fromkeys(found, name)
     return problems
 
 
@@ -153,7 +154,7 @@ def contradictions(config: RunConfig, context: BuildContext, parts: Mapping[str,
         where = f"stages.{index}"
         problems += _objective_problems(where, stage, parts)
         problems += pattern_problems(where, stage.train, stage.part_lr, parts)
-        problems += _layer_problems(where, stage.train, parts)
+        problems += _piece_problems(where, stage.train, parts)
         own = [name for name in matching(stage.train, parts) if pieces.split(name)[0] == "backbone"]
         if own and backbone.quantize is not None:
             text = f"{own[0]}: quantised weights cannot be trained; train backbone.adapter, or leave out `quantize`"

@@ -1,23 +1,30 @@
-"""Some layers of a part: ``backbone.layers.20-31``. Layers are read off the names of the part's parameters."""
+"""What of a part a pattern asks for: some of its layers (``backbone.layers.20-31``), or a module of a projector
+(``inputs.image.projector.language_projection``). Both are read off the names of the part's parameters.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import TypeVar
 
 Value = TypeVar("Value")
-_PIECE = re.compile(r"(.+)\.layers\.(\d+)(?:-(\d+))?")
+_LAYERS = re.compile(r"(.+)\.(layers\.\d+(?:-\d+)?)")
+# Of projectors alone: their modules are few and have names that papers use, those of towers and backbones are neither.
+_MODULE = re.compile(r"((?:inputs|outputs)\.[^.]+\.projector)\.(.+)")
 
 
-def split(name: str) -> tuple[str, range | None]:
-    """The part, or pattern of parts, that ``name`` is about, and which of its layers; None for all of it."""
-    found = _PIECE.fullmatch(name)
-    if found is None:
-        return name, None
-    first, last = int(found[2]), int(found[3] or found[2])
-    return found[1], range(first, last + 1)
+def split(name: str) -> tuple[str, str | None]:
+    """The part, or pattern of parts, that ``name`` is about, and the piece of it that is asked for; None for all of it."""
+    found = _LAYERS.fullmatch(name) or _MODULE.fullmatch(name)
+    return (name, None) if found is None else (found[1], found[2])
+
+
+def layer_range(piece: str) -> range | None:
+    """The layers of the piece ``layers.20-31``; None for a module."""
+    found = re.fullmatch(r"layers\.(\d+)(?:-(\d+))?", piece)
+    return None if found is None else range(int(found[1]), int(found[2] or found[1]) + 1)
 
 
 def layers_of(names: Iterable[str]) -> dict[str, int]:
@@ -31,10 +38,23 @@ def layers_of(names: Iterable[str]) -> dict[str, int]:
     return {name: int(found[2]) for name, found in entries.items() if found[1] == stack}
 
 
-def select(parts: Mapping[str, Mapping[str, Value]], name: str) -> dict[str, Value]:
-    """What ``parts`` holds of a part, or of some of its layers, under the parameters' names."""
-    part, layers = split(name)
+def chosen(names: Collection[str], part: str, piece: str) -> set[str]:
+    """Which of the parameters ``names`` of ``part`` belong to a piece of it."""
+    layers = layer_range(piece)
     if layers is None:
+        return {name for name in names if f"{name}.".startswith(f"{part}.{piece}.")}
+    return {name for name, layer in layers_of(names).items() if layer in layers}
+
+
+def modules(names: Iterable[str], part: str) -> list[str]:
+    """The modules of ``part``, and parameters outside of them, in order; ``names`` are those of its parameters."""
+    return list(dict.fromkeys(name.removeprefix(f"{part}.").partition(".")[0] for name in names))
+
+
+def select(parts: Mapping[str, Mapping[str, Value]], name: str) -> dict[str, Value]:
+    """What ``parts`` holds of a part, or of a piece of it, under the parameters' names."""
+    part, piece = split(name)
+    if piece is None:
         return dict(parts[part])
-    found = layers_of(parts[part])
-    return {key: value for key, value in parts[part].items() if found.get(key) in layers}
+    found = chosen(parts[part], part, piece)
+    return {key: value for key, value in parts[part].items() if key in found}
