@@ -16,8 +16,8 @@ Problems = list[tuple[str, str]]
 
 
 def matching(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
-    """The parts ``names``, in their order, that a shell-style pattern fits, and the pieces of others (``backbone.layers.0-3``)
-    that a pattern asks for. Generators stay frozen: no pattern means them.
+    """The parts ``names``, in their order, that a shell-style pattern fits, and the pieces of others (``backbone.layers.0-3``,
+    ``inputs.image.projector.modules.language_projection``) that a pattern asks for. Generators stay frozen: no pattern means them.
     """
     patterns = list(patterns)
     found: list[str] = []
@@ -25,8 +25,12 @@ def matching(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
         if any(fnmatchcase(name, pattern) for pattern in patterns):
             found.append(name)
             continue
-        asked = (pieces.split(pattern) for pattern in patterns)
-        found += [f"{name}.{piece}" for part, piece in asked if piece is not None and fnmatchcase(name, part)]
+        asked = ((pattern, *pieces.split(pattern)) for pattern in patterns)
+        found += [
+            f"{name}{pattern.removeprefix(part)}"
+            for pattern, part, piece in asked
+            if piece is not None and fnmatchcase(name, part)
+        ]
     return list(dict.fromkeys(found))
 
 
@@ -66,26 +70,26 @@ def pattern_problems(where: str, train: Iterable[str], part_lr: Iterable[str], n
 
 
 def _piece_problems(where: str, train: Iterable[str], parts: Mapping[str, Collection[str]]) -> Problems:
-    """Pieces of a stage's ``train`` that are not there, or share parameters with another."""
+    """Pieces of a stage's ``train`` that ask for what is not there, or share parameters with another."""
     problems = []
     taken: dict[str, str] = {}
-    for name in matching(train, parts):
-        part, piece = pieces.split(name)
-        if piece is None:
-            continue
-        found, layers = pieces.chosen(parts[part], part, piece), pieces.layer_range(piece)
-        known = sorted(set(pieces.layers_of(parts[part]).values()))
-        if layers is not None and (not layers or not set(layers) <= set(known)):
+    for piece in matching(train, parts):
+        part, asked = pieces.split(piece)
+        found = pieces.members(part, parts[part], asked)
+        if isinstance(asked, range):
+            known = sorted(set(pieces.layers_of(parts[part]).values()))
+            absent = not asked or not set(asked) <= set(known)
             there = f"{part} has layers 0 to {known[-1]}" if known else f"{part} has no layers"
-            problems.append((f"{where}.train", f"{name!r}: {there}"))
-        elif not found:
-            there = pieces.modules(parts[part], part)
-            text = f"{name!r}: {part} has no {piece!r}{suggest(piece, there)}; it has {', '.join(there)}"
-            problems.append((f"{where}.train", text))
-        elif shared := {taken[key] for key in found if key in taken}:
-            what = "parameters" if layers is None else "layers"
-            problems.append((f"{where}.train", f"{name!r} shares {what} with {', '.join(sorted(shared))}; name each once"))
-        taken |= dict.fromkeys(found, name)
+        else:
+            absent, there = not found, f"{part} has {', '.join(pieces.modules_of(part, parts[part]))}"
+        if absent:
+            problems.append((f"{where}.train", f"{piece!r}: {there}"))
+        elif shared := {taken[name] for name in found if name in taken}:
+            what = "layers" if isinstance(asked, range) else "parameters"
+            problems.append(
+                (f"{where}.train", f"{piece!r} shares {what} with {', '.join(sorted(shared))}; name each once")
+            )
+        taken |= dict.fromkeys(found, piece)
     return problems
 
 

@@ -1,30 +1,30 @@
-"""What of a part a pattern asks for: some of its layers (``backbone.layers.20-31``), or a module of a projector
-(``inputs.image.projector.language_projection``). Both are read off the names of the part's parameters.
+"""Some of a part: its layers (``backbone.layers.20-31``), read off the names of its parameters, or one of its modules
+(``inputs.image.projector.modules.language_projection``).
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 Value = TypeVar("Value")
-_LAYERS = re.compile(r"(.+)\.(layers\.\d+(?:-\d+)?)")
-# Of projectors alone: their modules are few and have names that papers use, those of towers and backbones are neither.
-_MODULE = re.compile(r"((?:inputs|outputs)\.[^.]+\.projector)\.(.+)")
+Asked = range | str | None
+"""Layers, the path of a module or parameter within the part, or all of it."""
+_LAYERS = re.compile(r"(.+)\.layers\.(\d+)(?:-(\d+))?")
+_MODULE = re.compile(r"(.+?)(?<!^inputs)(?<!^outputs)\.modules\.(.+)")
 
 
-def split(name: str) -> tuple[str, str | None]:
-    """The part, or pattern of parts, that ``name`` is about, and the piece of it that is asked for; None for all of it."""
-    found = _LAYERS.fullmatch(name) or _MODULE.fullmatch(name)
-    return (name, None) if found is None else (found[1], found[2])
-
-
-def layer_range(piece: str) -> range | None:
-    """The layers of the piece ``layers.20-31``; None for a module."""
-    found = re.fullmatch(r"layers\.(\d+)(?:-(\d+))?", piece)
-    return None if found is None else range(int(found[1]), int(found[2] or found[1]) + 1)
+def split(name: str) -> tuple[str, Asked]:
+    """The part, or pattern of parts, that ``name`` is about, and what of it."""
+    if (found := _MODULE.fullmatch(name)) is not None:
+        return found[1], found[2]
+    found = _LAYERS.fullmatch(name)
+    if found is None:
+        return name, None
+    first, last = int(found[2]), int(found[3] or found[2])
+    return found[1], range(first, last + 1)
 
 
 def layers_of(names: Iterable[str]) -> dict[str, int]:
@@ -38,23 +38,30 @@ def layers_of(names: Iterable[str]) -> dict[str, int]:
     return {name: int(found[2]) for name, found in entries.items() if found[1] == stack}
 
 
-def chosen(names: Collection[str], part: str, piece: str) -> set[str]:
-    """Which of the parameters ``names`` of ``part`` belong to a piece of it."""
-    layers = layer_range(piece)
-    if layers is None:
-        return {name for name in names if f"{name}.".startswith(f"{part}.{piece}.")}
-    return {name for name, layer in layers_of(names).items() if layer in layers}
+def modules_of(part: str, names: Iterable[str]) -> list[str]:
+    """The part's own modules and parameters, in order. ``names`` are those of its parameters, which begin with ``part``."""
+    inner = (name.removeprefix(f"{_root(part)}.") for name in names)
+    return list(dict.fromkeys(name.partition(".")[0] for name in inner))
 
 
-def modules(names: Iterable[str], part: str) -> list[str]:
-    """The modules of ``part``, and parameters outside of them, in order; ``names`` are those of its parameters."""
-    return list(dict.fromkeys(name.removeprefix(f"{part}.").partition(".")[0] for name in names))
+def members(part: str, names: Iterable[str], asked: Asked) -> set[str]:
+    """Those of the parameters ``names`` of a part that are ``asked`` for."""
+    names = list(names)
+    if asked is None:
+        return set(names)
+    if isinstance(asked, str):
+        path = f"{_root(part)}.{asked}"
+        return {name for name in names if name == path or name.startswith(f"{path}.")}
+    return {name for name, layer in layers_of(names).items() if layer in asked}
 
 
 def select(parts: Mapping[str, Mapping[str, Value]], name: str) -> dict[str, Value]:
-    """What ``parts`` holds of a part, or of a piece of it, under the parameters' names."""
-    part, piece = split(name)
-    if piece is None:
-        return dict(parts[part])
-    found = chosen(parts[part], part, piece)
+    """What ``parts`` holds of a part, or of some of it, under the parameters' names."""
+    part, asked = split(name)
+    found = members(part, parts[part], asked)
     return {key: value for key, value in parts[part].items() if key in found}
+
+
+def _root(part: str) -> str:
+    """Where a part's own module lies in the model: an adapter has none of its own, and the backbone's is ``backbone.model``."""
+    return "backbone.model" if part == "backbone" else part.removesuffix(".adapter")

@@ -18,7 +18,7 @@ from mmllm.training import checkpoint
 from mmllm.training.run import train
 from mmllm.training.stages import freeze, resolve
 
-LINEAR = "inputs.image.projector.language_projection"
+LINEAR = "inputs.image.projector.modules.language_projection"
 
 
 def with_qformer(folder: Path, patterns: list[str]) -> tuple[RunConfig, BuildContext]:
@@ -31,7 +31,7 @@ def with_qformer(folder: Path, patterns: list[str]) -> tuple[RunConfig, BuildCon
 
 
 def test_one_module_of_a_projector_trains_and_is_saved(tmp_path: Path) -> None:
-    config, context = with_qformer(tmp_path, ["inputs.image.projector.language_projection"])
+    config, context = with_qformer(tmp_path, ["inputs.image.projector.modules.language_projection"])
     plan = make_plan(config, context)
     width = plan.hidden_dim
     assert plan.stages[0].parts == {LINEAR: 16 * width + width}
@@ -39,16 +39,20 @@ def test_one_module_of_a_projector_trains_and_is_saved(tmp_path: Path) -> None:
     model = MultimodalLM.from_config(config.model, context)
     (part,) = resolve(config.stages[0], model.parts())
     freeze(model, [part], gradient_checkpointing=False)
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == {f"{LINEAR}.weight", f"{LINEAR}.bias"}
+    inner = LINEAR.replace(".modules.", ".")
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {f"{inner}.weight", f"{inner}.bias"}
     before = {name: p.detach().clone() for name, p in part.parameters.items()}
     checkpoint.load_parts(model, final)
     assert all(not torch.equal(before[name], p) for name, p in part.parameters.items())
 
 
 def test_modules_that_are_not_there_or_named_twice_are_problems_of_the_plan(tmp_path: Path) -> None:
-    config, context = with_qformer(tmp_path, ["inputs.image.projector.language_projektion", LINEAR, f"{LINEAR}.bias"])
+    config, context = with_qformer(
+        tmp_path, ["inputs.image.projector.modules.language_projektion", LINEAR, f"{LINEAR}.bias"]
+    )
     with pytest.raises(ConfigError) as caught:
         make_plan(config, context)
     texts = [text for _, text in caught.value.problems]
-    assert any("has no 'language_projektion'; did you mean 'language_projection'" in text for text in texts)
+    there = "inputs.image.projector has query_tokens, qformer, language_projection"
+    assert any("modules.language_projektion" in text and there in text for text in texts)
     assert any(f"{LINEAR}.bias' shares parameters with {LINEAR}" in text for text in texts)
