@@ -35,6 +35,18 @@ COLUMNS = (
     "paper",
 )
 
+INTRODUCTION = """# The zoo
+
+Every configuration that ships, written by `python docs/make_zoo.py` from the files. Each file says at its head what is as
+published, what differs and why, where the numbers stand, and how to run it. `mmllm plan` works for all without a download.
+
+A published system here is its recipe, not its weights. Where its own parts are not among mmllm's, the nearest stand in,
+and the file says so. Licences are those of the weights that a recipe starts from."""
+PUBLISHED = """## Published sizes
+
+Numbers of parameters that a paper states, or that the shapes in the reference code give, beside the plan's.
+`tests/test_zoo_page.py` holds them to 1 % where no reason is given."""
+
 sys.path.insert(0, str(ROOT / "tests"))
 from zoo_sizes import SIZES, Size  # noqa: E402
 
@@ -237,15 +249,7 @@ def size_here(one: Entry, fact: Size) -> int:
 
 def page(entries: list[Entry]) -> str:
     """The whole page."""
-    lines = [
-        "# The zoo",
-        "",
-        "Every configuration that ships. Written by `python docs/make_zoo.py` from the files; each says at its head what is as published,",
-        "what differs and why, where the numbers stand, and how to run it. `mmllm plan` works for all of them without a download.",
-        "",
-        "A published system in these parts is a recipe, not its weights: where its own parts are not among mmllm's, the nearest stand in, and",
-        "the file says so. Licences are those of the weights that a recipe starts from.",
-    ]
+    lines = [INTRODUCTION]
     headings = sorted({group(one) for one in entries})
     for heading in headings:
         rows = [row(one) for one in entries if group(one) == heading]
@@ -260,15 +264,7 @@ def page(entries: list[Entry]) -> str:
     lines += ["", "## Diagrams", "", "Parts with a thick border train in some stage."]
     for one in entries:
         lines += ["", block(one)]
-    lines += [
-        "",
-        "## Published sizes",
-        "",
-        "Numbers of parameters that a paper states, or that the shapes in the reference code give, beside the plan's.",
-        "`tests/test_zoo_page.py` holds them to 1 % where no reason is given.",
-        "",
-        *sizes({one.path.stem: one for one in entries}),
-    ]
+    lines += ["", PUBLISHED, "", *sizes({one.path.stem: one for one in entries})]
     return "\n".join(lines) + "\n"
 
 

@@ -12,7 +12,7 @@ from zoo_sizes import SIZES, Size
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
 
-import make_zoo  # noqa: E402
+import make_zoo
 
 PATHS = {path.stem: path for path in make_zoo.paths()}
 AGAIN = "run `python docs/make_zoo.py`"

@@ -50,7 +50,12 @@ SIZES = [
     Size("llava-13b", IMAGE, 1024 * 5120 + 5120, "LLaVA e9f9baa, `mm_projector`"),
     Size("llava-13b", "backbone", 13_000_000_000, LLAMA),
     Size("llavar-13b", IMAGE, 1024 * 5120 + 5120, "LLaVAR 2a1b647, `mm_projector`"),
-    Size("llava-next-qwen2-7b", IMAGE, 1024 * 3584 + 3584 + 3584**2 + 3584, "LLaVA-NeXT df17966, `mlp2x_gelu`"),
+    Size(
+        "llava-next-qwen2-7b",
+        IMAGE,
+        1025 * 3584 + 3585 * 3584 + 3584,
+        "LLaVA-NeXT df17966, `mlp2x_gelu` and `image_newline`",
+    ),
     Size("shikra-7b", IMAGE, 1024 * 4096 + 4096, "shikra ff79a4c, `mm_projector`"),
     Size("shikra-7b", "backbone", 6_700_000_000, LLAMA),
     Size("chatspot-7b", "backbone", 6_700_000_000, LLAMA),
