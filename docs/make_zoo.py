@@ -173,10 +173,11 @@ def row(one: Entry) -> str:
 def diagram(one: Entry) -> str:
     """A Mermaid flowchart. What any stage trains has a thick border."""
     model, plan = one.config.model, one.plan
-    trained = {name for stage in plan.stages for name in stage.parts}
+    # New tokens have rows of their own; that they train says nothing of the backbone.
+    trained = {name for stage in plan.stages for name in stage.parts if name != "backbone.new_tokens"}
 
     def node(key: str, part: str, *words: str) -> str:
-        thick = ":::trained" if any(name == part or name.startswith(f"{part}.") for name in trained) else ""
+        thick = ":::trained" if any(f"{name}.".startswith(f"{part}.") for name in trained) else ""
         size = plan.parameters.get(part)
         text = "<br>".join([*words, *([count(size)] if size else [])])
         return f'{key}["{text}"]{thick}'
@@ -261,7 +262,7 @@ def page(entries: list[Entry]) -> str:
             "| --- " * len(COLUMNS) + "|",
             *rows,
         ]
-    lines += ["", "## Diagrams", "", "Parts with a thick border train in some stage."]
+    lines += ["", "## Diagrams", "", "Parts with a thick border train in some stage, by themselves or by an adapter."]
     for one in entries:
         lines += ["", block(one)]
     lines += ["", PUBLISHED, "", *sizes({one.path.stem: one for one in entries})]
