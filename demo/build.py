@@ -24,7 +24,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # What the base parts are given at `--scale 1`: minutes of one CPU core, and steps.
-MINUTES = {"clip": 130.0, "llm": 190.0, "draw": 110.0, "sing": 120.0, "animate": 45.0}
+MINUTES = {"clip": 130.0, "llm": 190.0, "draw": 110.0, "sing": 165.0, "animate": 104.0}
 AUDIO_STEPS = 4000
 TEXT_STEPS = 700
 JUDGE_STEPS = 1500  # of the classifier that hears what is made

@@ -1,6 +1,6 @@
 """Train the embedded assistant's sound generator from nothing: a latent-diffusion model in diffusers' layout.
 
-    python demo/train_sound_generator.py --output runs/embedded/sing --fsdd runs/embedded/sets/fsdd --minutes 120 --seed 0
+    python demo/train_sound_generator.py --output runs/embedded/sing --fsdd runs/embedded/sets/fsdd --minutes 165 --seed 0
 
 Five parts saved as an ordinary ``AudioLDMPipeline`` folder (arXiv 2301.12503): the vocoder, which turns log-mel spectrograms
 into waves (HiFi-GAN's generator, arXiv 2010.05646, trained without its discriminators on mel spectra of several resolutions),
@@ -282,7 +282,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder of the pipeline and its checkpoints")
     parser.add_argument("--fsdd", type=Path, required=True, help="folder written by training/prepare_fsdd.py")
-    parser.add_argument("--minutes", type=float, default=120.0, help="processor time of all parts but the text encoder")
+    parser.add_argument("--minutes", type=float, default=165.0, help="processor time of all parts but the text encoder")
     parser.add_argument("--text-steps", type=int, default=600)
     parser.add_argument(
         "--only", choices=("vocoder", "text", "vae"), default="", help="of the parts before the denoiser"

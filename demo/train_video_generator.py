@@ -1,6 +1,6 @@
 """Train the embedded assistant's clip generator from nothing: text-to-video latent diffusion in diffusers' layout.
 
-    python demo/train_video_generator.py --output runs/embedded/clips --minutes 45 --seed 0
+    python demo/train_video_generator.py --output runs/embedded/clips --minutes 104 --seed 0
 
 Three parts, one after the other, saved as an ordinary ``TextToVideoSDPipeline`` folder: the text encoder (`caption_encoder`),
 an autoencoder of single frames, and the denoiser, a 3-D U-Net on the 8 x 8 latents of all frames at once. Motions for the
@@ -33,7 +33,7 @@ LENGTH = 20  # text positions
 TEXT_WIDTH, TEXT_LAYERS = 128, 2
 LATENT_CHANNELS = 8
 WIDTHS = (32, 72)  # of the denoiser at 8 x 8 and 4 x 4
-VAE_SHARE = 0.3  # of the minutes
+VAE_SHARE = 0.12  # of the minutes
 BATCH = 32
 BANK = 3072  # clips kept encoded at a time
 CLASSES = (len(SHAPES), len(COLORS), len(MOVES), len(PACES), len(BACKGROUNDS))
@@ -124,7 +124,7 @@ def main() -> None:
     import torch
     from diffusers import TextToVideoSDPipeline
 
-    given = arguments(__doc__, minutes=45.0)
+    given = arguments(__doc__, minutes=104.0)
     work, seed, resume = given.output / "training", given.seed, given.resume
     shape = (LENGTH, TEXT_WIDTH, TEXT_LAYERS)
     tokenizer, encoder = text_part(work / "text", captioned, CLASSES, shape, given.text_steps, seed, resume)
