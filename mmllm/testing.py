@@ -331,7 +331,8 @@ def _check_backbone(config: BackboneConfig) -> None:
             given = beside[:, start:stop], shown[:, :stop], places[:, start:stop]
             steps.append(module(*given, cache=cache).logits[:, -1])
         alone = module(embedded[1:, :5], replies=torch.tensor([[0, 2, 5]])).logits
-        decoded, clause = torch.stack(steps, dim=1), "decoding with the cache gives the logits of the full forward"
+        decoded = torch.stack(steps, dim=1)
+        clause = "decoding with the cache gives the logits of the full forward"
         _equal(config, clause, decoded[0], logits[0, 3:], 1e-4)
         _equal(config, f"{clause}, for a padded row as well", decoded[1], alone[0, 1:], 1e-4)
         low = build(BuildContext(dtype=torch.bfloat16, weights=False)).eval()

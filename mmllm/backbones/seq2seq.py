@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from mmllm.backbones.causal_lm import LanguageModelConfig, Task
 from mmllm.config.base import BuildContext
@@ -18,6 +19,23 @@ class Seq2SeqConfig(LanguageModelConfig):
     ``chat_template: seq2seq`` ends every message with the tokenizer's end token.
     """
 
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "text": {
+            "pretrained": "google/flan-t5-xl",
+            "architecture": {
+                "model_type": "t5",
+                "d_model": 2048,
+                "d_kv": 64,
+                "d_ff": 5120,
+                "num_layers": 24,
+                "num_decoder_layers": 24,
+                "num_heads": 32,
+                "vocab_size": 32128,
+                "feed_forward_proj": "gated-gelu",
+            },
+            "chat_template": "seq2seq",
+        }
+    }
     kind: Literal["seq2seq"] = "seq2seq"
     task: ClassVar[Task] = "sequence-to-sequence LM"
     example: ClassVar[str] = "t5"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import PositiveInt, field_validator
 
@@ -29,6 +30,9 @@ class FramesConfig(EncoderConfig):
       every place (Video-ChatGPT, arXiv 2306.05424: 100 and 256).
     """
 
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "video": {"encoder": {"kind": "clip", "pretrained": "openai/clip-vit-large-patch14-336"}, "spatial_stride": 2}
+    }
     kind: Literal["frames"] = "frames"
     encoder: AnyEncoder
     frames: PositiveInt = 8

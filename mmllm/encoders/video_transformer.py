@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
@@ -118,6 +119,7 @@ class VideoMAEConfig(VideoTransformerConfig):
         "image_size": TINY_SIZE,
         "num_frames": TINY_FRAMES,
     }
+    suggested: ClassVar[Mapping[str, Any]] = {"video": {"pretrained": "MCG-NJU/videomae-base"}}
     kind: Literal["videomae"] = "videomae"
 
 
@@ -153,4 +155,5 @@ class VJEPA2Config(VideoTransformerConfig):
         "pred_num_attention_heads": 2,
         "pred_num_hidden_layers": 1,
     }
+    suggested: ClassVar[Mapping[str, Any]] = {"video": {"pretrained": "facebook/vjepa2-vitl-fpc64-256"}}
     kind: Literal["vjepa2"] = "vjepa2"

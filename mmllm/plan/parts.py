@@ -167,6 +167,7 @@ EXAMPLES: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
 def _tokens(path: str, part: InputConfig, context: BuildContext, problems: list[tuple[str, str]]) -> dict[str, int]:
     """Backbone tokens that each example takes. What is refused is added to ``problems``."""
     tokens: dict[str, int] = {}
+    refusal: MediaError | None = None
     with problems_at(f"{path}.encoder", problems, context):
         preprocessor = part.encoder.preprocessor(context)
         for label, make in EXAMPLES[preprocessor.media].items():
@@ -178,7 +179,7 @@ def _tokens(path: str, part: InputConfig, context: BuildContext, problems: list[
             with problems_at(f"{path}.projector", problems, context):
                 taken = 0 if part.fusion else outputs_of(part.projector, preprocessor, item)[0]
                 tokens[label] = taken + 2 * part.markers
-        if not tokens:
+        if not tokens and refusal is not None:
             raise refusal
     return tokens
 
