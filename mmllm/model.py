@@ -11,16 +11,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmllm.aligning import align, prompt, zero_of
 from mmllm.backbones.base import Backbone
 from mmllm.config.base import BuildContext, problems_at
 from mmllm.config.families import TokenGroup
-from mmllm.config.run import ModelConfig
+from mmllm.config.run import ALIGNING, PROMPTING, ModelConfig
 from mmllm.encoders.base import Encoder
 from mmllm.errors import ConfigError, MmllmError
 from mmllm.generators.base import Artifact, CodeGenerator, Condition, Generator, Sampling
 from mmllm.generators.text_conditions import Store, TextConditions
 from mmllm.projectors.base import Projector
+from mmllm.projectors.blip2 import Blip2Alignment, make_alignment
 from mmllm.projectors.output_module import OutputProjector
+from mmllm.projectors.p_former import PFormer, make_p_former
+from mmllm.projectors.qformer import QFormerConfig
 from mmllm.projectors.retrieval import DecisionHead, RetrievalHeads
 
 if TYPE_CHECKING:
@@ -29,13 +33,20 @@ if TYPE_CHECKING:
 
 
 class Input(nn.Module):
-    """One modality's way in: encoder, then input projector."""
+    """One modality's way in: encoder, then input projector; ``alignment`` and ``prompt`` teach it from captions."""
 
-    def __init__(self, encoder: Encoder, projector: Projector, adapter: Adapter | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Encoder,
+        projector: Projector,
+        adapter: Adapter | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
         self.adapter = adapter  # what was attached to the encoder
+        self.alignment: Blip2Alignment | None = None
+        self.prompt: PFormer | None = None
 
     def features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The encoder's features ``(N, S, D)`` and mask ``(N, S)`` of N media items."""
@@ -48,7 +59,10 @@ class Input(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], layouts: Tensor | None = None) -> Tensor:
         """Backbone embeddings ``(N, Q, D_llm)`` of N media items; ``layouts (N, K)`` for a projector that asks for them."""
-        features, mask = self.features(batch)
+        return self.project(*self.features(batch), layouts)
+
+    def project(self, features: Tensor, mask: Tensor, layouts: Tensor | None = None) -> Tensor:
+        """Backbone embeddings ``(N, Q, D_llm)`` of N media items' features ``(N, S, D)`` with their mask, and layouts."""
         told = () if layouts is None else (layouts,)
         embeddings, _ = self.projector(features, mask, *told)
         return embeddings  # type: ignore[no-any-return]
@@ -168,6 +182,14 @@ class MultimodalLM(nn.Module):
                         context, input_dim=encoder.output_dim, output_dim=backbone.hidden_dim
                     )
                     inputs[name] = Input(encoder, projector, adapter)
+                with problems_at(f"{path}.alignment", problems, context):
+                    if part.alignment is not None:
+                        queries = cast(QFormerConfig, part.projector)
+                        inputs[name].alignment = make_alignment(part.alignment, queries, context)
+                with problems_at(f"{path}.prompt", problems, context):
+                    if part.prompt is not None:
+                        count, width = part.projector.num_outputs(1), backbone.hidden_dim
+                        inputs[name].prompt = make_p_former(part.prompt, context, count, width)
         outputs: dict[str, AnyOutput] = {}
         for name, made in config.outputs.items():
             path = f"model.outputs.{name}"
@@ -209,10 +231,10 @@ class MultimodalLM(nn.Module):
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
         """The parts a stage can train, by name: disjoint, and together all parameters.
 
-        ``inputs.<name>.encoder``, ``inputs.<name>.projector``, ``backbone`` (its own weights), ``backbone.new_tokens``,
-        ``backbone.adapter`` and ``inputs.<name>.encoder.adapter``, ``outputs.<name>.projector``, ``.retrieval`` and
-        ``.decision`` where there are, and ``outputs.<name>.generator`` (never trained). Inner keys are the parameters' names
-        in this module.
+        ``inputs.<name>.encoder``, ``.projector``, ``.alignment`` and ``.prompt``, ``backbone`` (its own weights),
+        ``backbone.new_tokens``, ``backbone.adapter`` and ``inputs.<name>.encoder.adapter``, ``outputs.<name>.projector``,
+        ``.retrieval`` and ``.decision`` where there are, and ``outputs.<name>.generator`` (never trained). Inner keys are the
+        parameters' names in this module.
         """
         parts: dict[str, dict[str, nn.Parameter]] = {}
         adapters = self.adapters()
@@ -233,17 +255,21 @@ class MultimodalLM(nn.Module):
         """Backbone embeddings ``(N, Q, D_llm)`` per modality present: one encoder call each."""
         return {name: self.inputs[name](batch.inputs, batch.layouts) for name, batch in media.items()}
 
-    def splice(self, ids: Tensor, media: Mapping[str, MediaBatch]) -> Tensor:
-        """Token embeddings ``(B, T, D_llm)`` of ``ids (B, T)`` with every media span's embeddings in its place."""
+    def splice(
+        self, ids: Tensor, media: Mapping[str, MediaBatch], encoded: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Token embeddings ``(B, T, D_llm)`` of ``ids (B, T)`` with every media span's embeddings in its place: ``encoded``,
+        where they are at hand.
+        """
         embeddings = self.backbone.embed(ids)
         flat = embeddings.flatten(0, 1)
-        for name, encoded in self.encode(media).items():
+        for name, found in (self.encode(media) if encoded is None else encoded).items():
             batch = media[name]
-            if encoded.shape[1] != batch.width:
+            if found.shape[1] != batch.width:
                 raise RuntimeError(
-                    f"{name}: the projector returned {encoded.shape[1]} outputs, its config's num_outputs said {batch.width}"
+                    f"{name}: the projector returned {found.shape[1]} outputs, its config's num_outputs said {batch.width}"
                 )
-            rows = encoded.flatten(0, 1)[batch.sources].to(flat.dtype)
+            rows = found.flatten(0, 1)[batch.sources].to(flat.dtype)
             flat = flat.index_copy(0, batch.positions, rows)
         return flat.view_as(embeddings)
 
@@ -266,10 +292,27 @@ class MultimodalLM(nn.Module):
         """The objectives' losses over ``batch``, each a *sum* (float32 scalar) of ``batch.counts[objective]`` terms.
 
         Sums, not means: the trainer divides by the terms of the whole global batch. ``text`` is the next-token
-        cross-entropy of the supervised tokens; an objective that nothing in the batch is for is left out.
+        cross-entropy of the supervised tokens; an objective that nothing in the batch is for is left out. The backbone runs
+        only where an objective needs it.
         """
+        rest = [name for name in objectives if name not in (*ALIGNING, *PROMPTING)]
+        aligning = any(name in objectives for name in ALIGNING)
+        inputs = cast("Mapping[str, Input]", dict(self.inputs.items()))
+        # Encoders and projectors run once, whatever is made of what they give.
+        seen = {n: inputs[n].features(m.inputs) for n, m in batch.media.items()} if aligning or rest else {}
+        wanted = seen if "alignment" in objectives or rest else {}
+        embeddings = {n: inputs[n].project(*found, batch.media[n].layouts) for n, found in wanted.items()}
+        sums: dict[str, Tensor] = {}
+        if aligning:
+            sums |= align(inputs, batch, seen, embeddings, objectives)
+        if any(name in objectives for name in PROMPTING):
+            sums |= prompt(inputs, self.backbone, batch, objectives)
+        return sums | self._answered(batch, embeddings, rest) if rest else sums
+
+    def _answered(self, batch: Batch, encoded: Mapping[str, Tensor], objectives: Collection[str]) -> dict[str, Tensor]:
+        """The losses of the objectives that are about what the backbone says and makes; ``encoded`` are the media."""
         batch = self.with_codes(batch)
-        embeddings = self.splice(batch.ids, batch.media) + self._zero(batch)
+        embeddings = self.splice(batch.ids, batch.media, encoded) + self._zero(batch)
         made = batch.made if any(name != "text" for name in objectives) else {}
         states_at = torch.cat([m.positions.flatten() for m in made.values()]) if made else None
         out = self.backbone(embeddings, batch.attention_mask, positions=batch.predict, states_at=states_at)
@@ -325,10 +368,7 @@ class MultimodalLM(nn.Module):
         """
         # Whether an output takes part depends on its captions and targets too, so outputs are always among them.
         absent = [m for name, m in self.inputs.items() if name not in batch.media] + [*self.outputs.values()]
-        trainable = [p for module in absent for p in module.parameters() if p.requires_grad]
-        if self.backbone.new_tokens is not None:
-            trainable += [p for p in self.backbone.new_tokens.parameters() if p.requires_grad]
-        return sum(((p * 0.0).sum() for p in trainable), 0.0)
+        return zero_of([*absent, *([self.backbone.new_tokens] if self.backbone.new_tokens is not None else [])])
 
 
 def part_of(parameter: str) -> tuple[str, str]:

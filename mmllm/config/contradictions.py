@@ -10,14 +10,14 @@ from fnmatch import fnmatchcase
 
 from mmllm.config import pieces
 from mmllm.config.base import BuildContext, problems_at, suggest
-from mmllm.config.run import Objective, RunConfig, StageConfig
+from mmllm.config.run import PROMPTING, Objective, RunConfig, StageConfig
 
 Problems = list[tuple[str, str]]
 
 
 def matching(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
-    """The parts ``names``, in their order, that a shell-style pattern fits, and the pieces of others (``backbone.layers.0-3``)
-    that a pattern asks for. Generators stay frozen: no pattern means them.
+    """The parts ``names``, in their order, that a shell-style pattern fits, and the pieces of others (``backbone.layers.0-3``,
+    ``inputs.image.projector.without.norm``) that a pattern asks for. Generators stay frozen: no pattern means them.
     """
     patterns = list(patterns)
     found: list[str] = []
@@ -28,8 +28,8 @@ def matching(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
         asked = ((pattern, *pieces.split(pattern)) for pattern in patterns)
         found += [
             f"{name}{pattern.removeprefix(part)}"
-            for pattern, part, layers in asked
-            if layers is not None and fnmatchcase(name, part)
+            for pattern, part, choice in asked
+            if choice is not None and fnmatchcase(name, part)
         ]
     return list(dict.fromkeys(found))
 
@@ -70,11 +70,23 @@ def pattern_problems(where: str, train: Iterable[str], part_lr: Iterable[str], n
 
 
 def _layer_problems(where: str, train: Iterable[str], parts: Mapping[str, Collection[str]]) -> Problems:
-    """Pieces of a stage's ``train`` that ask for layers which are not there, or share layers with another."""
+    """Pieces of a stage's ``train`` that ask for layers or modules which are not there, or share layers with another."""
     problems = []
     taken: dict[tuple[str, int], str] = {}
-    for piece in matching(train, parts):
+    found = matching(train, parts)
+    for piece in found:
         part, layers = pieces.split(piece)
+        if isinstance(layers, frozenset):
+            modules = dict.fromkeys(pieces.module_of(part, name) for name in parts[part])
+            others = [name for name in found if pieces.split(name)[0] == part and name != piece]
+            if unknown := sorted(layers - modules.keys()):
+                text = f"{piece!r}: {part} has no {', '.join(unknown)}, but {', '.join(modules)}"
+                problems.append((f"{where}.train", text))
+            elif layers == modules.keys():
+                problems.append((f"{where}.train", f"{piece!r} leaves nothing of {part} to train"))
+            elif others:
+                problems.append((f"{where}.train", f"{piece!r} shares layers with {others[0]}; name each once"))
+            continue
         known = sorted(set(pieces.layers_of(parts[part]).values()))
         wanted = layers or range(0)
         if layers is not None and (not layers or not set(layers) <= set(known)):
@@ -105,6 +117,9 @@ def with_lengths(config: RunConfig, context: BuildContext) -> RunConfig:
 # The objective that alone trains a part of an output.
 TRAINED_BY: dict[str, Objective] = {"retrieval": "contrastive", "decision": "decision"}
 
+# The objectives that alone train a part of an input.
+TAUGHT_BY: dict[str, tuple[Objective, ...]] = {"alignment": ("itc", "itm", "itg"), "prompt": PROMPTING}
+
 
 def _objective_problems(where: str, stage: StageConfig, names: Collection[str]) -> Problems:
     """Objectives without a part that they are about, and such parts trained without their objective."""
@@ -117,6 +132,19 @@ def _objective_problems(where: str, stage: StageConfig, names: Collection[str]) 
             problems.append((f"{where}.objectives.{objective}", text))
         if objective not in stage.objectives and (idle := [name for name in own if name in trained]):
             text = f"{', '.join(idle)}: learns from `{objective}` alone; add it to the objectives, or name other parts"
+            problems.append((f"{where}.train", text))
+    for part, by in TAUGHT_BY.items():
+        own = [name for name in names if name.startswith("inputs.") and name.endswith(f".{part}")]
+        # The projector is drawn to a prompt by `alignment`, which teaches the prompt itself nothing.
+        for objective in (*by, *(("alignment",) if part == "prompt" else ())):
+            if objective in stage.objectives and not own:
+                text = f"no input has a part {part!r}; set model.inputs.<name>.{part}"
+                problems.append((f"{where}.objectives.{objective}", text))
+        idle = [name for name in trained if pieces.split(name)[0] in own]
+        if idle and not any(objective in stage.objectives for objective in by):
+            text = (
+                f"{', '.join(idle)}: learns from {', '.join(by)} alone; add one to the objectives, or name other parts"
+            )
             problems.append((f"{where}.train", text))
     return problems
 

@@ -1,4 +1,6 @@
-"""Some layers of a part: ``backbone.layers.20-31``. Layers are read off the names of the part's parameters."""
+"""Pieces of a part: some of its layers (``backbone.layers.20-31``), or all but some of its modules
+(``inputs.image.projector.without.language_projection``). Both are read off the names of the part's parameters.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +10,26 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 Value = TypeVar("Value")
-_PIECE = re.compile(r"(.+)\.layers\.(\d+)(?:-(\d+))?")
+Choice = range | frozenset[str] | None  # layers, modules left out, or everything
+_LAYERS = re.compile(r"(.+)\.layers\.(\d+)(?:-(\d+))?")
+_WITHOUT = re.compile(r"(.+)\.without\.(\w+(?:\+\w+)*)")
 
 
-def split(name: str) -> tuple[str, range | None]:
-    """The part, or pattern of parts, that ``name`` is about, and which of its layers; None for all of it."""
-    found = _PIECE.fullmatch(name)
-    if found is None:
-        return name, None
-    first, last = int(found[2]), int(found[3] or found[2])
-    return found[1], range(first, last + 1)
+def split(name: str) -> tuple[str, Choice]:
+    """The part, or pattern of parts, that ``name`` is about, and what of it: a range of layers, the names of modules that are
+    left out (joined by ``+``), or None for all of it.
+    """
+    if found := _WITHOUT.fullmatch(name):
+        return found[1], frozenset(found[2].split("+"))
+    if found := _LAYERS.fullmatch(name):
+        first, last = int(found[2]), int(found[3] or found[2])
+        return found[1], range(first, last + 1)
+    return name, None
+
+
+def module_of(part: str, parameter: str) -> str:
+    """The module, or parameter, directly in ``part`` that ``parameter`` belongs to, from its qualified name."""
+    return parameter.removeprefix(f"{part}.").split(".")[0]
 
 
 def layers_of(names: Iterable[str]) -> dict[str, int]:
@@ -32,9 +44,11 @@ def layers_of(names: Iterable[str]) -> dict[str, int]:
 
 
 def select(parts: Mapping[str, Mapping[str, Value]], name: str) -> dict[str, Value]:
-    """What ``parts`` holds of a part, or of some of its layers, under the parameters' names."""
-    part, layers = split(name)
-    if layers is None:
+    """What ``parts`` holds of a part, or of a piece of it, under the parameters' names."""
+    part, choice = split(name)
+    if choice is None:
         return dict(parts[part])
+    if isinstance(choice, frozenset):
+        return {key: value for key, value in parts[part].items() if module_of(part, key) not in choice}
     found = layers_of(parts[part])
-    return {key: value for key, value in parts[part].items() if found.get(key) in layers}
+    return {key: value for key, value in parts[part].items() if found.get(key) in choice}

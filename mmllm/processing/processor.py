@@ -29,6 +29,7 @@ from mmllm.config.families import outputs_of
 from mmllm.errors import ConfigError, DataError, MediaError, SampleTooLong
 from mmllm.processing.audio import decode_audio
 from mmllm.processing.batch import Batch, CodeBatch, Encoded, Made, MadeBatch, MediaBatch, Span
+from mmllm.processing.captions import CaptionReader, captions_of, read_all
 from mmllm.processing.images import decode_image
 from mmllm.processing.messages import Message, Part, Sample, check_turns, parse_messages
 from mmllm.processing.sources import Limits, read_media
@@ -117,6 +118,7 @@ class Processor:
         self.limits = limits or Limits()
         self.vocab_rows = vocab_rows
         self._targets = self._shown = False
+        self._captions: dict[str, CaptionReader] = {}
         # mmllm's own tokens, from `vocab_rows` on. Those that the backbone writes come first, since they alone have rows in
         # the head; placeholders last: they need no embedding row.
         self.signals: dict[str, Signals] = {}
@@ -179,6 +181,14 @@ class Processor:
         other._targets, other._shown = wanted, shown
         return other
 
+    def reading_captions(self, readers: Mapping[str, CaptionReader]) -> Processor:
+        """This processor, reading also what the assistant says, and to which media, for the parts ``readers``
+        (``inputs.image.alignment``).
+        """
+        other = copy(self)
+        other._captions = dict(readers)
+        return other
+
     def encode_sample(self, sample: Sample, max_length: int) -> Encoded:
         """Token ids and labels of a training conversation.
 
@@ -219,6 +229,7 @@ class Processor:
     def _encode(self, id: str, messages: tuple[Message, ...], root: Path | None, *, generation_prompt: bool) -> Encoded:
         messages = tuple(self.as_read(messages))
         media = [(m.role == "assistant", part) for m in messages for part in m.parts if part.type != "text"]
+        captions = captions_of(messages)
         for made, part in media:
             known: Mapping[str, Any] = self.signals if made else self.modalities
             if part.type not in known:
@@ -227,7 +238,8 @@ class Processor:
                     f"{', '.join(known) or 'none'}"
                 )
         rendered = render(self.tokenizer, messages, generation_prompt=generation_prompt)
-        encoded = Encoded(id, [], [], [], [])
+        said = " ".join(m.text.strip() for m in messages if m.role == "assistant").strip()
+        encoded = Encoded(id, [], [], [], [], said)
         for piece in rendered.pieces:
             if piece.media is None:
                 encoded.ids.extend(piece.ids)
@@ -248,7 +260,8 @@ class Processor:
             modality, item = self.modalities[part.type], self.load(part, root)
             count, layout = outputs_of(modality.projector, modality.preprocessor, item)
             start, end = ([m] for m in modality.markers) if modality.markers else ([], [])
-            encoded.spans.append(Span(part.type, len(encoded.ids) + len(start), count, item, layout))
+            place = len(encoded.ids) + len(start)
+            encoded.spans.append(Span(part.type, place, count, item, layout, captions[piece.media]))
             encoded.ids.extend(start + [modality.placeholder] * count + end)
             encoded.supervised.extend([False] * (len(encoded.ids) - len(encoded.supervised)))
         return encoded
@@ -317,8 +330,24 @@ class Processor:
         written = {name for name in things if self.signals[name].group.free}
         made = {name: self._collate_made(name, things[name]) for name in sorted(things.keys() - written)}
         codes = {name: self._collate_codes(name, things[name]) for name in sorted(written)}
+        told = {name: [(i, span.caption) for i, (_, span) in enumerate(items[name])] for name in sorted(items)}
+        captions, prompted = (read_all(self._captions, part, told) for part in ("alignment", "prompt"))
+        replies = list(enumerate(sample.replies for sample in samples))
+        sentences = read_all(self._captions, "prompt", dict.fromkeys(self.modalities, replies))
         sample_ids = [sample.id for sample in samples]
-        return Batch(ids, attention, torch.cat(predict), torch.cat(targets), media, sample_ids, made, codes)
+        return Batch(
+            ids,
+            attention,
+            torch.cat(predict),
+            torch.cat(targets),
+            media,
+            sample_ids,
+            made,
+            codes,
+            captions,
+            prompted,
+            sentences,
+        )
 
     def _collate_media(self, name: str, placed: list[tuple[int, Span]]) -> MediaBatch:
         modality = self.modalities[name]
