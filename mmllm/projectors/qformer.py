@@ -98,7 +98,7 @@ class QFormerConfig(QueryingConfig):
 
     def tiny(self) -> QFormerConfig:
         """At most 4 queries and two layers of width 16, one without cross-attention where the original has such."""
-        few = {"num_queries": min(self.num_queries, 4), "pretrained": None, "revision": None}
+        few = {"num_queries": min(self.num_queries, 4), "pretrained": None, "bert": None, "revision": None}
         return super().tiny().model_copy(update=few)
 
     def build(self, context: BuildContext, *, input_dim: int, output_dim: int) -> QFormerProjector:
