@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from mmllm.errors import ConfigError, MmllmError
+from mmllm.plan_command import plan_options
 
 # Where the shipped configurations are: beside the package in a checkout, inside it in an installed wheel.
 CONFIG_FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+# What can be sent from files, and how the help calls one of each.
+FILES = {"image": "a picture", "audio": "a sound", "video": "a clip", "point_cloud": "a mesh or point cloud"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,13 +92,29 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add("list", _list, "list component kinds and shipped configurations")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
-    sub = add("plan", _plan, "print parts, shapes, tokens per input and parameter counts of a configuration")
+    sub = add("new", _new, "write a configuration, from options or in a short dialogue")
+    sub.add_argument("file", type=Path, metavar="FILE", help="the YAML file to write; never one that is there")
+    sub.add_argument("overrides", metavar="a.b=c", nargs="*", help="values to set in it")
+    way = "NAME=KIND[:PROJECTOR]"
+    sub.add_argument("--input", action="append", default=[], metavar=way, help="an encoder: image=clip:mlp; repeatable")
+    sub.add_argument("--output", action="append", default=[], metavar=way, help="a generator: image=stable_diffusion")
+    sub.add_argument("--backbone", metavar="KIND", help="default: causal_lm")
+    sub.add_argument("--adapter", metavar="KIND", help="of the backbone, or none; default: lora")
+    sub.add_argument("--stages", metavar="NAME,…", help="of align, generate, instruct; default: all that apply")
+    sub.add_argument("--plugin", action="append", default=[], metavar="MODULE", help="a module with kinds of its own")
+
+    sub = add(
+        "plan", _plan, "print what a configuration amounts to: parts, parameters, memory, time, downloads; offline"
+    )
     config(sub)
-    sub.add_argument("--json", action="store_true", help="print JSON")
+    plan_options(sub, positive)
 
     sub = add("train", _train, "run the stages of a configuration")
     config(sub)
-    sub.add_argument("--resume", action="store_true", help="go on from the run directory's newest valid checkpoint")
+    how = sub.add_mutually_exclusive_group()
+    how.add_argument("--resume", action="store_true", help="go on from the run directory's newest valid checkpoint")
+    how.add_argument("--dry-run", action="store_true", help="try all of it in seconds: tiny parts, made-up data")
+    sub.add_argument("--keep", type=Path, metavar="DIR", help="with --dry-run: leave what it wrote in this folder")
 
     sub = add("index", _index, "embed existing pictures or sounds, to be answered with")
     model(sub)
@@ -112,9 +131,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add("generate", _generate, "answer one prompt")
     model(sub)
     retrieval(sub)
-    sub.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be repeated")
-    sub.add_argument("--audio", action="append", default=[], metavar="FILE", help="a sound; may be repeated")
-    sub.add_argument("--video", action="append", default=[], metavar="FILE", help="a clip; may be repeated")
+    for name, what in FILES.items():
+        flag = f"--{name.replace('_', '-')}"
+        sub.add_argument(flag, action="append", default=[], metavar="FILE", help=f"{what}; may be repeated")
     sub.add_argument("--prompt", required=True, metavar="TEXT")
     sub.add_argument("--system", help="system prompt")
     sub.add_argument("--output", metavar="DIR", help="folder for the pictures, sounds and clips that the model makes")
@@ -201,39 +220,34 @@ def _usage(parser: argparse.ArgumentParser) -> int:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from mmllm.config.base import BUILTIN, component_class, kinds
+    from mmllm.listing import run_list
 
-    table = {
-        family: {
-            kind: (component_class(family, kind).__doc__ or "").strip().split("\n")[0].replace("``", "`")
-            for kind in kinds(family)
-        }
-        for family in BUILTIN
-    }
-    folder = next(f for f in CONFIG_FOLDERS if f.is_dir())
-    configs = sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
-    if options.json:
-        print(json.dumps({"components": table, "configs": configs}, indent=2))
-        return 0
-    for family, entries in table.items():
-        print(family.replace("_", " "))
-        for kind, summary in entries.items():
-            print(f"  {kind:<18} {summary}")
-    print("configs\n" + "\n".join(f"  {name}" for name in configs))
-    return 0
+    return run_list(next(folder for folder in CONFIG_FOLDERS if folder.is_dir()), as_json=options.json)
+
+
+def _new(options: argparse.Namespace) -> int:
+    from mmllm.new import run_new
+
+    chosen = {name: vars(options)[name] for name in ("input", "output", "backbone", "adapter", "stages", "plugin")}
+    return run_new(options.file, chosen, options.overrides)
 
 
 def _plan(options: argparse.Namespace) -> int:
-    config, context = _load(options)
-    from mmllm.plan import make_plan, render
+    from mmllm.plan_command import run_plan
 
-    plan = make_plan(config, context)
-    print(json.dumps(plan.to_json(), indent=2) if options.json else render(plan, config.model))
-    return 0
+    return run_plan(*_load(options), options)
 
 
 def _train(options: argparse.Namespace) -> int:
+    if options.keep is not None and not options.dry_run:
+        raise ConfigError(
+            [("", "goes with --dry-run; a run keeps what it writes in the `output` of its file")], "--keep"
+        )
     config, context = _load(options)
+    if options.dry_run:
+        from mmllm.dry_run import run_dry_run
+
+        return run_dry_run(config, str(find_config(options.config)), options.keep)
     from mmllm.training.run import train
 
     train(config, context, resume=options.resume)
@@ -272,8 +286,7 @@ def _generate(options: argparse.Namespace) -> int:
 
     assistant = load(options.model, device=options.device)
     _use_indexes(assistant, options)
-    files = {"image": options.image, "audio": options.audio, "video": options.video}
-    content = [{"type": kind, "path": path} for kind, paths in files.items() for path in paths]
+    content = [{"type": kind, "path": path} for kind in FILES for path in vars(options)[kind]]
     messages: list[dict[str, Any]] = [{"role": "system", "content": options.system}] if options.system else []
     messages.append({"role": "user", "content": [*content, {"type": "text", "text": options.prompt}]})
     reply = assistant.chat(

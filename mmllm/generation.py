@@ -127,8 +127,6 @@ def decode(
     Ends when all have ended, at ``max_new_tokens``, or within one step of ``stop`` being set. Raises ``MmllmError`` when the
     longest prompt leaves no room in the backbone's context.
     """
-    from transformers import DynamicCache
-
     device = next(model.parameters()).device
     batch = model.with_codes(processor.collate(prompts, pad_left=True).to(device))
     rows, width = batch.ids.shape
@@ -139,7 +137,7 @@ def decode(
         )
     ends = stop_ids(model, processor)
     generator = None if decoding.seed is None else torch.Generator(device).manual_seed(decoding.seed)
-    cache = DynamicCache(config=model.backbone.model.config)
+    cache = model.backbone.new_cache()
     attention = batch.attention_mask
     places = (attention.cumsum(dim=1) - 1).clamp(min=0)
     embeddings = model.splice(batch.ids, batch.media)

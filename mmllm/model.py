@@ -11,13 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mmllm.adapters.blocks import find_blocks
 from mmllm.aligning import align, prompt, zero_of
 from mmllm.backbones.base import Backbone
 from mmllm.config.base import BuildContext, problems_at
-from mmllm.config.families import TokenGroup
+from mmllm.config.families import FusionConfig, TokenGroup
+from mmllm.config.pieces import part_of
 from mmllm.config.run import ALIGNING, PROMPTING, ModelConfig
 from mmllm.encoders.base import Encoder
 from mmllm.errors import ConfigError, MmllmError
+from mmllm.fusion.base import Fusion, Seen
 from mmllm.generators.base import Artifact, CodeGenerator, Condition, Generator, Sampling
 from mmllm.generators.text_conditions import Store, TextConditions
 from mmllm.projectors.base import Projector
@@ -33,18 +36,16 @@ if TYPE_CHECKING:
 
 
 class Input(nn.Module):
-    """One modality's way in: encoder, then input projector; ``alignment`` and ``prompt`` teach it from captions."""
+    """One modality's way in: encoder, then input projector; with ``fusion`` into the backbone's blocks. ``alignment`` and
+    ``prompt`` teach it from captions.
+    """
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        projector: Projector,
-        adapter: Adapter | None = None,
-    ) -> None:
+    def __init__(self, encoder: Encoder, projector: Projector, adapter: Adapter | None = None) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
         self.adapter = adapter  # what was attached to the encoder
+        self.fusion: Fusion | None = None
         self.alignment: Blip2Alignment | None = None
         self.prompt: PFormer | None = None
 
@@ -178,18 +179,21 @@ class MultimodalLM(nn.Module):
                     encoder = cast(Encoder, adapter.model)
             if backbone is not None and not problems:
                 with problems_at(f"{path}.projector", problems, context):
-                    projector = part.projector.build(
-                        context, input_dim=encoder.output_dim, output_dim=backbone.hidden_dim
-                    )
-                    inputs[name] = Input(encoder, projector, adapter)
-                with problems_at(f"{path}.alignment", problems, context):
-                    if part.alignment is not None:
-                        queries = cast(QFormerConfig, part.projector)
-                        inputs[name].alignment = make_alignment(part.alignment, queries, context)
-                with problems_at(f"{path}.prompt", problems, context):
-                    if part.prompt is not None:
-                        count, width = part.projector.num_outputs(1), backbone.hidden_dim
-                        inputs[name].prompt = make_p_former(part.prompt, context, count, width)
+                    width = backbone.hidden_dim if part.fusion is None else part.fusion.width(encoder.output_dim)
+                    connect = part.projector.behind(part.encoder, context)
+                    projector = connect.build(context, input_dim=encoder.output_dim, output_dim=width)
+                    one = inputs[name] = Input(encoder, projector, adapter)
+            if backbone is None or name not in inputs:
+                continue
+            with problems_at(f"{path}.fusion", problems, context):
+                if part.fusion is not None:
+                    one.fusion = fuse(part.fusion, context, backbone, width)
+            with problems_at(f"{path}.alignment", problems, context):
+                if part.alignment is not None:
+                    one.alignment = make_alignment(part.alignment, cast(QFormerConfig, connect), context)
+            with problems_at(f"{path}.prompt", problems, context):
+                if part.prompt is not None:
+                    one.prompt = make_p_former(part.prompt, context, connect.num_outputs(1), backbone.hidden_dim)
         outputs: dict[str, AnyOutput] = {}
         for name, made in config.outputs.items():
             path = f"model.outputs.{name}"
@@ -231,7 +235,7 @@ class MultimodalLM(nn.Module):
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
         """The parts a stage can train, by name: disjoint, and together all parameters.
 
-        ``inputs.<name>.encoder``, ``.projector``, ``.alignment`` and ``.prompt``, ``backbone`` (its own weights),
+        ``inputs.<name>.encoder``, ``.projector``, ``.fusion``, ``.alignment`` and ``.prompt``, ``backbone`` (its own weights),
         ``backbone.new_tokens``, ``backbone.adapter`` and ``inputs.<name>.encoder.adapter``, ``outputs.<name>.projector``,
         ``.retrieval`` and ``.decision`` where there are, and ``outputs.<name>.generator`` (never trained). Inner keys are the
         parameters' names in this module.
@@ -260,15 +264,23 @@ class MultimodalLM(nn.Module):
     ) -> Tensor:
         """Token embeddings ``(B, T, D_llm)`` of ``ids (B, T)`` with every media span's embeddings in its place: ``encoded``,
         where they are at hand.
+
+        Fused media are shown to the backbone's blocks instead, for all its passes until the next call.
         """
         embeddings = self.backbone.embed(ids)
         flat = embeddings.flatten(0, 1)
+        fusions = {name: fusion for name, one in self.inputs.items() if (fusion := cast(Input, one).fusion) is not None}
+        for fusion in fusions.values():
+            fusion.look(None)
         for name, found in (self.encode(media) if encoded is None else encoded).items():
             batch = media[name]
             if found.shape[1] != batch.width:
                 raise RuntimeError(
                     f"{name}: the projector returned {found.shape[1]} outputs, its config's num_outputs said {batch.width}"
                 )
+            if batch.fused is not None:
+                fusions[name].look(Seen(found, batch.fused, (len(ids), ids.shape[1])))
+                continue
             rows = found.flatten(0, 1)[batch.sources].to(flat.dtype)
             flat = flat.index_copy(0, batch.positions, rows)
         return flat.view_as(embeddings)
@@ -286,7 +298,8 @@ class MultimodalLM(nn.Module):
 
     def exact_parts(self) -> list[str]:
         """Parts that compute in float32 whatever the precision of a run: models of codes."""
-        return [f"outputs.{name}.generator" for name, output in self.outputs.items() if isinstance(output, CodeOutput)]
+        exact = {name: output for name, output in self.outputs.items() if isinstance(output, CodeOutput)}
+        return [f"outputs.{name}.generator" for name, output in exact.items() if output.generator is not None]
 
     def forward(self, batch: Batch, objectives: Collection[str] = ("text",)) -> dict[str, Tensor]:
         """The objectives' losses over ``batch``, each a *sum* (float32 scalar) of ``batch.counts[objective]`` terms.
@@ -315,7 +328,9 @@ class MultimodalLM(nn.Module):
         embeddings = self.splice(batch.ids, batch.media, encoded) + self._zero(batch)
         made = batch.made if any(name != "text" for name in objectives) else {}
         states_at = torch.cat([m.positions.flatten() for m in made.values()]) if made else None
-        out = self.backbone(embeddings, batch.attention_mask, positions=batch.predict, states_at=states_at)
+        out = self.backbone(
+            embeddings, batch.attention_mask, positions=batch.predict, states_at=states_at, replies=batch.replies
+        )
         sums: dict[str, Tensor] = {}
         if "text" in objectives:
             sums["text"] = F.cross_entropy(out.logits.float(), batch.targets, reduction="sum")
@@ -371,9 +386,12 @@ class MultimodalLM(nn.Module):
         return zero_of([*absent, *([self.backbone.new_tokens] if self.backbone.new_tokens is not None else [])])
 
 
-def part_of(parameter: str) -> tuple[str, str]:
-    """The part that a parameter belongs to but for adapters, from its qualified name; and its name within the part's model."""
-    words = parameter.split(".")
-    if words[0] in ("inputs", "outputs"):
-        return ".".join(words[:3]), ".".join(words[3:])
-    return "backbone.new_tokens" if words[1] == "new_tokens" else "backbone", ".".join(words[2:])
+def fuse(config: FusionConfig, context: BuildContext, backbone: Backbone, media_dim: int) -> Fusion:
+    """The fusion, put into ``backbone``. Raises ``ConfigError`` for one without blocks that it could sit between."""
+    blocks = find_blocks(backbone.model)
+    if not (backbone.one_stream and blocks):
+        text = f"works between the blocks of a decoder-only backbone that masks padding, not in {type(backbone).__name__}'s"
+        raise ConfigError([("", f"{text}; leave it out, so that media are read among the tokens")])
+    fusion = config.build(context, hidden_dim=blocks[0].width, media_dim=media_dim, num_layers=len(blocks))
+    fusion.attach([block.module for block in blocks])
+    return fusion

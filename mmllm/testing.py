@@ -25,6 +25,7 @@ from mmllm.config.families import (
     AdapterConfig,
     BackboneConfig,
     EncoderConfig,
+    FusionConfig,
     LayoutProjectorConfig,
     OutputProjectorConfig,
     Preprocessor,
@@ -34,7 +35,9 @@ from mmllm.config.families import (
 from mmllm.contract import ContractError
 from mmllm.contract import equal as _equal
 from mmllm.contract import require as _require
+from mmllm.contract_of_fusion import check_fusing
 from mmllm.contract_of_generators import check_generator
+from mmllm.fusion.base import Fusion, Seen
 
 __all__ = ["ContractError", "check_component"]
 
@@ -52,6 +55,7 @@ def check_component(config: ComponentConfig, *, media: Sequence[Any] | None = No
     checks: dict[str, Callable[[Any], None]] = {
         "encoder": lambda tiny: _check_encoder(tiny, media),
         "input_projector": _check_projector,
+        "fusion": _check_fusion,
         "output_projector": _check_output_projector,
         "generator": lambda tiny: check_generator(tiny, media),
         "backbone": _check_backbone,
@@ -127,6 +131,9 @@ def _examples(config: ComponentConfig, preprocess: Preprocessor) -> list[Any]:
         shapes = ((1, 1), (20, 30), (64, 8))
         clips = (rng.integers(0, 256, (count, h, w, 3), dtype=np.uint8) for h, w in shapes)
         return [[Image.fromarray(frame) for frame in clip] for clip in clips]
+    if preprocess.media == "point_cloud":
+        shape = (preprocess.decode_options["points"], 6)
+        return [rng.random(shape, dtype=np.float32) * size for size in (1e-3, 1, 1e3)]
     found = f"media {preprocess.media!r} and none given; call check_component(config, media=[…])"
     raise ContractError(f"{config.family} {config.kind!r}: examples are needed: {found}")
 
@@ -213,6 +220,29 @@ def _check_projector(config: ProjectorConfig) -> None:
     _check_saving(config, projector, build, lambda module: module(features, mask, *told)[0])
 
 
+# Fusion ---------------------------------------------------------------------------------------------------------------
+def _check_fusion(config: FusionConfig) -> None:
+    layers, width = 4, config.width(INPUT_DIM)
+
+    def build(context: BuildContext) -> Fusion:
+        return config.build(context, hidden_dim=OUTPUT_DIM, media_dim=width, num_layers=layers)
+
+    module = _check_module(config, build)
+    assert isinstance(module, Fusion)
+    inside = len(module.at) == len(module.blocks) > 0 and set(module.at) <= set(range(layers))
+    _require(inside, config, "it sits before blocks of the backbone", f"before {list(module.at)} of {layers}")
+    given = check_fusing(config, module, build(BuildContext(dtype=torch.bfloat16, weights=False)), OUTPUT_DIM, width)
+    hidden, media, places = given
+
+    def run(fusion: Any) -> Tensor:
+        found: Tensor = fusion.fuse(0, hidden, Seen(media, places, (3, 6)))
+        return found
+
+    sum(module.fuse(i, hidden, Seen(media, places, (3, 6))).pow(2).sum() for i in range(len(module.at))).backward()  # type: ignore[union-attr]
+    _check_gradients(config, module)
+    _check_saving(config, module, build, run)
+
+
 # Output projectors -----------------------------------------------------------------------------------------------------
 CONDITION: dict[str, Shape] = {"text": (7, 12), "pooled": (1, 5)}  # what the output projectors under test give
 SIGNALS = (1, 3, 8)
@@ -248,8 +278,6 @@ def _check_gradients(config: ComponentConfig, module: nn.Module) -> None:
 
 # Backbones and adapters -----------------------------------------------------------------------------------------------
 def _check_backbone(config: BackboneConfig) -> None:
-    from transformers import DynamicCache
-
     new, signals = 3, 2
 
     def build(context: BuildContext) -> Backbone:
@@ -276,11 +304,12 @@ def _check_backbone(config: BackboneConfig) -> None:
         )
         rows_of_new = module.new_tokens.weight if module.new_tokens is not None else torch.empty(0)
         _equal(config, "new tokens have rows of their own", embedded[0, 2:5], rows_of_new.to(embedded.dtype), 0.0)
-        logits = module(embedded, mask).logits
+        replies = torch.tensor([[0, 4, 7], [1, 2, 3], [1, 5, 7]])  # predicted from positions 3 on, 1 and 2, 4 on
+        logits = module(embedded, mask, replies=replies).logits
         wanted = (2, 7, rows + signals)
         _require(logits.shape == wanted, config, "logits are (B, T, vocab_rows + signals)", str(tuple(logits.shape)))
-        positions = torch.tensor([12, 0, 6])
-        asked = module(embedded, mask, positions=positions, states_at=positions[:2])
+        positions = torch.tensor([12, 3, 6, 8])
+        asked = module(embedded, mask, positions=positions, states_at=positions[:2], replies=replies)
         clause = "logits at asked positions are those of the full forward"
         _equal(config, clause, asked.logits, logits.flatten(0, 1)[positions], 1e-5)
         shape = None if asked.states is None else tuple(asked.states.shape)
@@ -291,20 +320,26 @@ def _check_backbone(config: BackboneConfig) -> None:
         same = torch.equal(again.argmax(-1), asked.logits[:2, :rows].argmax(-1))
         _require(close or same, config, "states are what the head reads", "the head gives other logits")
         padded = torch.cat([embedded[:1], torch.randn(1, 3, module.hidden_dim)], dim=1)
-        seen = module(padded, torch.tensor([[1] * 7 + [0] * 3])).logits
-        _equal(config, "padding never influences real positions", seen[0, :7], logits[0], 1e-4)
-        cache = DynamicCache()
-        parts = [module(embedded[:, :4], mask[:, :4], cache=cache).logits]
-        parts += [module(embedded[:, i : i + 1], mask[:, : i + 1], cache=cache).logits for i in range(4, 7)]
-        _equal(
-            config, "decoding with the cache gives the logits of the full forward", torch.cat(parts, 1), logits, 1e-4
-        )
+        seen = module(padded, torch.tensor([[1] * 7 + [0] * 3]), replies=replies[:1]).logits
+        _equal(config, "padding never influences real positions", seen[0, 3:7], logits[0, 3:], 1e-4)
+        # Row 0 decoded from its reply on, beside a shorter row: padded in front, so that both end together.
+        beside = torch.stack([embedded[0], torch.cat([torch.randn(2, module.hidden_dim), embedded[1, :5]])])
+        shown = torch.tensor([[1] * 7, [0, 0] + [1] * 5])
+        places = (shown.cumsum(dim=1) - 1).clamp(min=0)
+        cache, steps = module.new_cache(), []
+        for start, stop in ((0, 4), (4, 5), (5, 6), (6, 7)):
+            given = beside[:, start:stop], shown[:, :stop], places[:, start:stop]
+            steps.append(module(*given, cache=cache).logits[:, -1])
+        alone = module(embedded[1:, :5], replies=torch.tensor([[0, 2, 5]])).logits
+        decoded, clause = torch.stack(steps, dim=1), "decoding with the cache gives the logits of the full forward"
+        _equal(config, clause, decoded[0], logits[0, 3:], 1e-4)
+        _equal(config, f"{clause}, for a padded row as well", decoded[1], alone[0, 1:], 1e-4)
         low = build(BuildContext(dtype=torch.bfloat16, weights=False)).eval()
-        low_logits = low(low.embed(ids), mask).logits
+        low_logits = low(low.embed(ids), mask, replies=replies).logits
     _require(low_logits.isfinite().all(), config, "it runs in bfloat16", "logits that are not finite")
-    module(module.embed(ids), mask).logits.float().logsumexp(-1).sum().backward()
+    module(module.embed(ids), mask, replies=replies).logits.float().logsumexp(-1).sum().backward()
     _check_gradients(config, module)
-    _check_saving(config, module, build, lambda fresh: fresh(fresh.embed(ids), mask).logits)
+    _check_saving(config, module, build, lambda fresh: fresh(fresh.embed(ids), mask, replies=replies).logits)
 
 
 def _check_adapter(config: AdapterConfig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+import mmllm
 from mmllm.adapters.bottleneck import BottleneckConfig
 from mmllm.adapters.ia3 import IA3Config
 from mmllm.adapters.lora import LoraConfig
@@ -22,7 +25,7 @@ from mmllm.encoders.whisper_module import WhisperPreprocessor
 from mmllm.projectors.base import Projector
 from mmllm.testing import ContractError, check_component
 
-FAMILIES = ("encoder", "input_projector", "backbone", "adapter", "output_projector", "generator")
+FAMILIES = ("encoder", "input_projector", "fusion", "backbone", "adapter", "output_projector", "generator")
 EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
     "encoder": {
         "beats": [{}, {"select_layer": -3}, {"architecture": {"embed_dim": 768, "conv_pos": 95}}],
@@ -46,6 +49,26 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"pretrained": "google/siglip-base-patch16-224", "select_layer": "pooled"},
             {"arch": "EVA02-B-16", "select_layer": "pooled"},
             {"arch": "RN50", "select_layer": "pooled"},
+        ],
+        "frames": [
+            {"encoder": {"kind": "vit", "pretrained": "google/siglip-so400m-patch14-384"}, "spatial_stride": 2},
+            {"encoder": {"kind": "clip", "arch": "ViT-B-16", "fit": "native"}},
+            {"encoder": {"kind": "clip", "arch": "ViT-B-16", "fit": "native"}, "pooling": "mean", "spread": "middles"},
+            {"encoder": {"kind": "tiled", "encoder": {"kind": "clip", "arch": "ViT-B-32", "fit": "squash"}}},
+            {
+                "encoder": {"kind": "vit", "pretrained": "google/siglip2-base-patch16-naflex"},
+                "frames": 100,
+                "pooling": "spatio_temporal",
+            },
+            {
+                "encoder": {
+                    "kind": "fused",
+                    "encoders": {
+                        "clip": {"kind": "clip", "arch": "ViT-B-32"},
+                        "dino": {"kind": "vit", "architecture": {"model_type": "dinov2"}},
+                    },
+                }
+            },
         ],
         "fused": [
             {
@@ -87,6 +110,8 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"modality": "video", "clips": 1, "output": "tokens"},
             {"modality": "audio"},
             {"modality": "audio", "output": "tokens"},
+            {"modality": "audio", "output": "clips"},
+            {"modality": "video", "output": "clips", "clips": 2},
             {"modality": "depth"},
             {"modality": "thermal"},
             {"modality": "text"},
@@ -97,11 +122,17 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"encoder": {"kind": "clip", "pretrained": "openai/clip-vit-large-patch14-336", "fit": "squash"}},
             {"encoder": {"kind": "timm", "arch": "vit_base_patch16_224"}, "overview": False, "row_ends": False},
         ],
+        "point_bert": [{}, {"output": "pooled"}, {"output": "embedding", "architecture": {"point_dims": 3}}],
         "timm": [
             {"pretrained": "timm/dm_nfnet_f6.dm_in1k"},
             {"arch": "vit_large_patch14_reg4_dinov2.lvd142m", "select_layer": -2, "select": "cls_patch"},
             {"arch": "mambaout_base", "fit": "squash"},
             {"arch": "resnet50", "select_layer": -3, "norm": True},
+        ],
+        "videomae": [
+            {"pretrained": "MCG-NJU/videomae-base"},
+            {"pretrained": "MCG-NJU/videomae-large-finetuned-kinetics", "select_layer": -2, "spread": "middles"},
+            {"architecture": {"tubelet_size": 4}, "norm": False},
         ],
         "vit": [
             {"pretrained": "google/vit-base-patch16-224", "select": "cls_patch"},
@@ -112,6 +143,10 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
             {"pretrained": "google/siglip-so400m-patch14-384", "select_layer": -2, "fit": "squash"},
             {"pretrained": "google/siglip2-base-patch16-naflex"},
             {"architecture": {"model_type": "ijepa"}, "fit": "pad"},
+        ],
+        "vjepa2": [
+            {"pretrained": "facebook/vjepa2-vitl-fpc64-256"},
+            {"pretrained": "facebook/vjepa2-vitg-fpc64-384", "select_layer": -2},
         ],
         "whisper": [{"arch": "large-v3"}, {"pretrained": "openai/whisper-tiny", "select_layer": -2}],
     },
@@ -126,23 +161,35 @@ EXAMPLES: dict[str, dict[str, list[dict[str, Any]]]] = {
         "qformer": [
             {},
             {"norm": True, "num_queries": 2, "cross_attention_every": 1},
-            {"window": 4, "num_queries": 1},
+            {"window": 4, "num_queries": 1, "extra_queries": 3},
             {"window": 3, "stride": 2},
         ],
         "mq_former": [{"queries": {"clip": 32, "dino": 8}}, {"queries": {"a": 1, "b": 1, "c": 1}}],
+        "temporal_qformer": [
+            {},
+            {"norm": True},
+            {"frame": {"norm": True, "num_queries": 3}, "clip": {"extra_queries": 2}},
+        ],
         "cross_attention": [{}, {"num_queries": 3}],
         "group": [{}, {"num_group_tokens": [3], "num_output_groups": [5], "depths": [2, 1]}],
         "pixel_shuffle": [{}, {"factor": 3, "depth": 1, "bias": False}, {"norm": True, "activation": "swiglu"}],
         "pool": [{"factor": 2}, {"size": [2, 3], "depth": 3, "activation": "relu"}],
         "ldp": [{}, {"size": [2, 5]}],
     },
+    "fusion": {
+        "gated_cross_attention": [
+            {},
+            {"norm": "rms", "feedforward": "swiglu", "qk_norm": True, "gates": "vector", "media_dim": 20},
+        ]
+    },
     "backbone": {
+        "seq2seq": [{}, {"architecture": {"model_type": "bart"}}],
         "causal_lm": [
             {"pretrained": "lmsys/vicuna-7b-v1.5"},
             {"architecture": {"model_type": "qwen3"}},
             {"architecture": {"model_type": "gpt2"}, "adapter": {"kind": "lora"}},
             {"architecture": {"model_type": "opt"}, "tie_signals": True},
-        ]
+        ],
     },
     "output_projector": {
         "linear": [{}],
@@ -303,5 +350,31 @@ def test_other_families_are_refused() -> None:
     from mmllm.config.families import AnyReader
 
     reader = TypeAdapter(AnyReader).validate_python({"kind": "messages", "path": "data.jsonl"})
-    with pytest.raises(TypeError, match="expected one of encoder, input_projector, output_projector, generator"):
+    with pytest.raises(TypeError, match="expected one of encoder, input_projector, fusion, output_projector"):
         check_component(reader)
+
+
+def clauses(file: Path) -> set[str]:
+    """The clauses that a module checks: what stands as text in its calls, or goes there by way of `clause`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Call) and ast.unparse(node.func).lstrip("_") in ("require", "equal", "check_prefix"):
+            texts = [argument.value for argument in node.args if isinstance(argument, ast.Constant)]
+            found |= {
+                text for text in texts[:1] if isinstance(text, str) and "clause" not in map(ast.unparse, node.args)
+            }
+        elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "clause":
+            found.add(ast.literal_eval(node.value))
+        elif isinstance(node, ast.For) and "clause" in ast.unparse(node.target):
+            found |= {part.value for part in ast.walk(node.iter) if isinstance(part, ast.Constant)}
+    return found
+
+
+def test_the_table_in_the_docs_has_every_clause() -> None:
+    package, docs = Path(mmllm.__file__).parent, Path(__file__).parent.parent / "docs" / "components.md"
+    checked = clauses(package / "testing.py") | clauses(package / "contract_of_generators.py")
+    assert len(checked) > 50
+    rows = [line.split("|") for line in docs.read_text().splitlines() if line.count("|") == 4]
+    cells = {row[2].split("(it is sent")[0].split("(other codes")[0].strip() for row in rows}
+    assert not checked - cells, "clauses without a row in docs/components.md"
+    assert not cells - checked - {"clause", "---"}, "rows of no clause"

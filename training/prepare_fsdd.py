@@ -45,7 +45,7 @@ def media_files(source: Path, suffix: str) -> Iterator[tuple[str, bytes]]:
     if not source.is_dir():
         raise FileNotFoundError(f"--source {source} is not a folder")
     for path in sorted(source.rglob("*")):
-        if path.suffix == suffix and path.is_file():
+        if path.name.endswith(suffix) and path.is_file():
             check_size(str(path), path.stat().st_size)
             yield path.relative_to(source).as_posix(), path.read_bytes()
         elif path.suffix == ".zip":

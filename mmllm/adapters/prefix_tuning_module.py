@@ -109,6 +109,8 @@ def key_value_shape(model: nn.Module) -> tuple[int, int, int]:
     if not (isinstance(model, PreTrainedModel) and model.can_generate()):
         text = f"prefix_tuning works through a language model's cache, which {type(model).__name__} does not have; use lora"
         raise ConfigError([(where, text)])
+    if model.config.is_encoder_decoder:
+        raise ConfigError([(where, "prefix_tuning is made for decoder-only models; use lora or adapter")])
     cache = DynamicCache(config=model.config)
     token = torch.zeros(1, 1, dtype=torch.int64, device=next(model.parameters()).device)
     try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,15 @@ class Wrapped(Adapter):
         from transformers import PreTrainedModel
 
         if isinstance(model, PreTrainedModel) and model.can_generate():
-            settings.task_type = "CAUSAL_LM"
+            settings.task_type = "SEQ_2_SEQ_LM" if model.config.is_encoder_decoder else "CAUSAL_LM"
         open_attention(model)
         with warnings.catch_warnings():
             # peft asks transformers for a property by its old name, and corrects its own setting for GPT-2's layers;
             # nothing that a user could act on.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
             warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+            # Of the two tensors of a layer of experts peft looks for both at each.
+            warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
             try:
                 self.model: Any = peft.get_peft_model(model, settings)
             except ValueError as error:  # no such modules, or a family whose modules take no adapter
@@ -56,15 +61,33 @@ class Wrapped(Adapter):
 def linear_layers(model: Any) -> str | list[str]:
     """What peft is to adapt when every linear layer is meant: of a language model all but its head, which peft itself knows
     how to find; of an encoder the names of them all.
+
+    Left out are layers whose weights the module around them uses without calling the layer, as the fused kernels of
+    state-space mixers do: an adapter on those would have no effect.
     """
     from transformers import PreTrainedModel
 
-    if isinstance(model, PreTrainedModel):
-        return "all-linear"
     open_attention(model)
     closed = [name for name, module in model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+    bypassed = set(_bypassed(model))
+    if isinstance(model, PreTrainedModel) and not bypassed:
+        return "all-linear"
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and not name.startswith(tuple(f"{outer}." for outer in closed))
+        if isinstance(module, nn.Linear)
+        and module is not head
+        and name not in bypassed
+        and not name.startswith(tuple(f"{outer}." for outer in closed))
     ]
+
+
+def _bypassed(model: nn.Module) -> Iterator[str]:
+    """Names of linear layers in mixers with a convolution over time that read ``self.<layer>.weight`` themselves."""
+    for name, mixer in model.named_modules():
+        if any(isinstance(child, nn.Conv1d) for child in mixer.children()):
+            read = set(re.findall(r"self\.(\w+)\.weight\b(?!\.dtype)", inspect.getsource(type(mixer))))
+            yield from (
+                f"{name}.{key}" for key, child in mixer.named_children() if key in read and isinstance(child, nn.Linear)
+            )

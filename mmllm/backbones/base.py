@@ -70,6 +70,8 @@ class Backbone(nn.Module):
     model: nn.Module
     new_tokens: NewTokens | None
     adapter: Adapter | None
+    # Whether every block reads hidden states at the positions that it is given, (B, T, D), so that others can act there.
+    one_stream: bool = True
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:
@@ -84,6 +86,10 @@ class Backbone(nn.Module):
         """Compile the repeated layers in place, for batches of any shape; the names of the parameters stay."""
 
     @abstractmethod
+    def new_cache(self) -> Any:
+        """An empty memory for ``forward``, for one batch that is decoded step by step."""
+
+    @abstractmethod
     def forward(
         self,
         inputs_embeds: Tensor,
@@ -92,11 +98,17 @@ class Backbone(nn.Module):
         positions: Tensor | None = None,
         states_at: Tensor | None = None,
         cache: Any = None,
+        replies: Tensor | None = None,
     ) -> BackboneOutput:
         """Logits from ``inputs_embeds (B, T, D_llm)``.
 
         ``positions`` (int64, K) are flat indices into B*T: the head runs there only and the logits are ``(K, V)``;
         without it they are ``(B, T, V)``. V is ``vocab_rows`` plus the number of signal tokens. ``states_at`` (int64, K')
         are flat indices of which the head's own input is returned as well. ``attention_mask (B, T_total)`` and
-        ``position_ids (B, T)`` as in transformers; ``cache`` is a transformers cache, filled in place.
+        ``position_ids (B, T)`` as in transformers; ``cache`` comes from ``new_cache`` and is filled in place.
+
+        ``replies`` (int64, (R, 3)) are the assistant's replies, which do not overlap: row, first position and the position
+        behind the last one. A decoder-only model needs no such thing; an encoder-decoder reads what stands before a
+        reply with its encoder and the reply with its decoder, so what is asked must lie in a reply or right before it
+        (the position that predicts its first token). Without ``replies`` all that is given is to be replied to.
         """

@@ -1,11 +1,11 @@
-"""Any causal language model of transformers as the backbone."""
+"""Any causal language model of transformers as the backbone; what ``seq2seq`` shares with it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from mmllm.config.architecture import check_declared, field_names, make_numbers
 from mmllm.config.base import BuildContext, suggest
@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-class CausalLMConfig(BackboneConfig):
-    """A decoder-only transformers model.
+Task = Literal["causal LM", "sequence-to-sequence LM"]
+
+
+class LanguageModelConfig(BackboneConfig):
+    """A transformers model of one ``task``.
 
     ``pretrained``: hub id or folder (``./`` is relative to the config file). ``architecture``: the numbers of transformers'
     own config (``{model_type: llama, hidden_size: 4096, …}``), enough for ``plan`` without the files; when weights are
@@ -34,7 +37,8 @@ class CausalLMConfig(BackboneConfig):
     embeddings of signal tokens give their logits as well, where the model's own table does so (OPT, GPT-2).
     """
 
-    kind: Literal["causal_lm"] = "causal_lm"
+    task: ClassVar[Task]
+    example: ClassVar[str]  # a family of the task, and what `tiny()` is of when none is declared
     pretrained: str | None = None
     revision: str | None = None
     architecture: dict[str, Any] | None = None
@@ -45,10 +49,10 @@ class CausalLMConfig(BackboneConfig):
 
     def tiny(self) -> Self:
         architecture = self.architecture or {}
-        model_type = architecture.get("model_type", "llama")
-        known = field_names(config_class(model_type))
+        model_type = architecture.get("model_type", self.example)
+        known = field_names(config_class(model_type, self.task))
         numbers = {name: number for name, number in TINY.items() if name in known}
-        numbers |= {name: architecture[name] for name in ("tie_word_embeddings",) if name in architecture}
+        numbers |= {name: architecture[name] for name in STRUCTURE if name in architecture}
         return self.model_copy(
             update={
                 "pretrained": None,
@@ -78,13 +82,13 @@ class CausalLMConfig(BackboneConfig):
             except (OSError, ValueError, KeyError) as error:
                 raise CheckpointError(f"cannot read the config of {self.pretrained}: {brief(error)}") from error
             check_declared(self.architecture or {}, config, self.pretrained)
-            return config
+            return ready(config)
         if self.architecture is None:
             raise MmllmError(
                 f"backbone {self.pretrained}: its architecture is not known offline; give `architecture: "
                 "{model_type: …, hidden_size: …, num_hidden_layers: …, vocab_size: …}` or a local folder as `pretrained`"
             )
-        return config_of(self.architecture)
+        return ready(config_of(self.architecture, self.task))
 
     def vocab_rows(self, context: BuildContext) -> int:
         return int(self.hf_config(context).vocab_size)
@@ -132,23 +136,52 @@ class CausalLMConfig(BackboneConfig):
             )
         return tokenizer
 
-    def build(self, context: BuildContext, *, num_new_tokens: int, num_signals: int = 0) -> CausalLM:
-        from mmllm.backbones.causal_lm_module import CausalLM, load_causal_lm
+    def language_model(self, context: BuildContext) -> Any:
+        """The transformers model that ``build`` puts behind the contract, quantised where that is wanted."""
+        from mmllm.backbones.language_model_module import load_language_model
 
-        model = load_causal_lm(self, context)
+        model = load_language_model(self, context)
         if self.quantize is not None:
             from mmllm.backbones.quantized import quantize
 
             quantize(model, self.quantize.bits)
-        return CausalLM(model, self.adapter, num_new_tokens, num_signals, self.tie_signals)
+        return model
 
 
-def config_of(architecture: Mapping[str, Any]) -> PretrainedConfig:
+class CausalLMConfig(LanguageModelConfig):
+    """A decoder-only transformers model: transformers, mixtures of experts, state-space and recurrent models."""
+
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "text": {
+            "pretrained": "Qwen/Qwen2.5-0.5B-Instruct",
+            "architecture": {
+                "model_type": "qwen2",
+                "hidden_size": 896,
+                "intermediate_size": 4864,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 14,
+                "num_key_value_heads": 2,
+                "vocab_size": 151936,
+                "tie_word_embeddings": True,
+            },
+        }
+    }
+    kind: Literal["causal_lm"] = "causal_lm"
+    task: ClassVar[Task] = "causal LM"
+    example: ClassVar[str] = "llama"
+
+    def build(self, context: BuildContext, *, num_new_tokens: int, num_signals: int = 0) -> CausalLM:
+        from mmllm.backbones.causal_lm_module import CausalLM
+
+        return CausalLM(self.language_model(context), self.adapter, num_new_tokens, num_signals, self.tie_signals)
+
+
+def config_of(architecture: Mapping[str, Any], task: Task = "causal LM") -> PretrainedConfig:
     """transformers' config of ``{model_type: …, hidden_size: …}``. Raises ``ConfigError`` for names and numbers that it
     refuses.
     """
     numbers = dict(architecture)
-    cls = config_class(numbers.pop("model_type", None))
+    cls = config_class(numbers.pop("model_type", None), task)
     config = make_numbers(cls, numbers)
     heads, groups = (getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
     if heads and groups and heads % groups:  # transformers finds out only in the first forward pass
@@ -157,17 +190,28 @@ def config_of(architecture: Mapping[str, Any]) -> PretrainedConfig:
     return config
 
 
-def config_class(model_type: Any) -> type[PretrainedConfig]:
-    """The config class of a family of causal language models. Raises ``ConfigError`` for any other ``model_type``."""
+def config_class(model_type: Any, task: Task = "causal LM") -> type[PretrainedConfig]:
+    """The config class of a family of language models. Raises ``ConfigError`` for a ``model_type`` without that task."""
     from transformers import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as FAMILIES
+    from transformers.models.auto import modeling_auto as auto
 
-    if model_type not in FAMILIES:
-        found = "required, but not given" if model_type is None else f"transformers has no causal LM {model_type!r}"
-        near = suggest(str(model_type), FAMILIES) or "; for example llama, qwen2 or gpt2"
+    families, examples = {
+        "causal LM": (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, "llama, qwen2 or gpt2"),
+        "sequence-to-sequence LM": (auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES, "t5 or bart"),
+    }[task]
+    if model_type not in families:
+        found = "required, but not given" if model_type is None else f"transformers has no {task} {model_type!r}"
+        near = suggest(str(model_type), families) or f"; for example {examples}"
         raise ConfigError([("architecture.model_type", found + near)])
     cls: type[PretrainedConfig] = CONFIG_MAPPING[model_type]
     return cls
+
+
+def ready(config: PretrainedConfig) -> PretrainedConfig:
+    """``config`` without what would change weights behind a run's back."""
+    if hasattr(config, "rescale_every"):  # RWKV halves its weights in place for fp16 whenever evaluation begins
+        config.rescale_every = 0
+    return config
 
 
 # The usual names; a family takes those it knows.
@@ -180,8 +224,40 @@ TINY = {
     "num_key_value_heads": 2,
     "head_dim": 16,
     "max_position_embeddings": 4096,
+    # mixtures of experts
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    # state-space and recurrent models, and hybrids
+    "state_size": 4,
+    "time_step_rank": 4,
+    "num_heads": 4,
+    "n_groups": 2,
+    "chunk_size": 8,
+    "attention_hidden_size": 32,
+    "mamba_d_state": 4,
+    "mamba_dt_rank": 4,
+    "attn_layer_period": 2,
+    "attn_layer_offset": 1,
+    "expert_layer_period": 2,
+    "expert_layer_offset": 1,
+    # encoder-decoders
+    "d_ff": 48,
+    "d_kv": 8,
+    "num_layers": 2,
+    "num_decoder_layers": 2,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "decoder_start_token_id": 0,
     "pad_token_id": None,  # a family's own may lie behind the small table
 }
+STRUCTURE = ("tie_word_embeddings", "feed_forward_proj", "scale_embedding")  # kept when the sizes are not
 TINY_VOCAB = 272
 
 

@@ -2,73 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+import inspect
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 
-from mmllm.backbones.base import Backbone, BackboneOutput, NewTokens
-from mmllm.errors import CheckpointError, ConfigError, brief
-
-if TYPE_CHECKING:
-    from mmllm.backbones.causal_lm import CausalLMConfig
-    from mmllm.config.base import BuildContext
-    from mmllm.config.families import AdapterConfig
+from mmllm.backbones.base import BackboneOutput
+from mmllm.backbones.language_model_module import LanguageModel
+from mmllm.config.families import AdapterConfig
 
 
-def load_causal_lm(config: CausalLMConfig, context: BuildContext) -> Any:
-    """The transformers model: with its weights (safetensors only), or at random values when ``context.weights`` is false."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
+@dataclass
+class RecurrentStates:
+    """What a model without transformers' cache has read, row by row: its tensors ``(1, D, layers)``; none before the first
+    pass.
+    """
 
-    logging.disable_progress_bar()  # a second progress display beside ours, and noise in a command's output
-    hf_config = config.hf_config(context)
-    options: dict[str, Any] = {"trust_remote_code": context.trust_remote_code}
-    if config.attention is not None:
-        options["attn_implementation"] = config.attention
-    if config.pretrained is None or not context.weights:
-        try:
-            model = AutoModelForCausalLM.from_config(hf_config, dtype=context.dtype or torch.float32, **options)
-        except REFUSALS as error:
-            raise _refusal(error) from error
-    else:
-        path = context.resolve(config.pretrained)
-        if Path(path).is_dir() and not any(Path(path).glob("*.safetensors")):
-            raise CheckpointError(
-                f"backbone {path}: no .safetensors file in the folder; pickled weights are refused, convert them first"
-            )
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                path, config=hf_config, revision=config.revision, dtype=context.dtype, use_safetensors=True, **options
-            )
-        except torch.OutOfMemoryError:
-            raise
-        except OSError as error:
-            raise CheckpointError(f"cannot read the weights of {config.pretrained}: {brief(error)}") from error
-        except (SafetensorError, *REFUSALS) as error:
-            if "ttention" in str(error):
-                raise _refusal(error) from error
-            raise CheckpointError(f"{config.pretrained} does not fit its config: {brief(error)}") from error
-    model.config.use_cache = False
-    return model
+    rows: list[list[Tensor]] = field(default_factory=list)
 
 
-# With these transformers and torch refuse numbers that do not fit together.
-REFUSALS = (ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, ImportError, RuntimeError)
-
-
-def _refusal(error: Exception) -> ConfigError:
-    """The mistake behind an error of transformers: an attention that the model does not have, or sizes."""
-    asked = "attention implementation" in str(error) or "lash" in str(error)
-    path, advice = ("attention", "; leave it out") if asked else ("architecture", "")
-    return ConfigError([(path, f"transformers refuses it: {brief(error, 200)}{advice}")])
-
-
-class CausalLM(Backbone):
-    """``model`` is the transformers model, wrapped by peft for some adapters."""
+class CausalLM(LanguageModel):
+    """A decoder-only model. What it keeps of what it has read is handed to it as its own forward calls that: keys and
+    values (``past_key_values``), the states of a state-space model (``cache_params``), or a list of tensors (``state``,
+    RWKV).
+    """
 
     def __init__(
         self,
@@ -78,52 +37,16 @@ class CausalLM(Backbone):
         num_signals: int = 0,
         tie_signals: bool = False,
     ) -> None:
-        super().__init__()
-        table, head = model.get_input_embeddings().weight, model.get_output_embeddings()
-        self.vocab_rows, self.hidden_dim = table.shape
-        if tie_signals and head.weight is not table:
-            raise ConfigError([("tie_signals", "this model's embeddings and head are not tied; leave it out")])
-        self.new_tokens = None
-        if num_new_tokens:
-            self.new_tokens = NewTokens(table, num_new_tokens, head.weight, num_signals, tie_signals)
-        self._asked = _Asked()
-        # A hook on the head's input does it for every architecture alike: what a model adds after its head (scaling,
-        # soft-capping) acts on each logit alone and so stays exact.
-        head.register_forward_pre_hook(self._select)
-        self.adapter = None if adapter is None else adapter.attach(model)
-        self.model = model if self.adapter is None else self.adapter.model
+        taken = inspect.signature(model.forward).parameters
+        self._positions = "position_ids" in taken
+        self._memory = next(name for name in ("past_key_values", "cache_params", "state") if name in taken)
+        self.one_stream = self._memory != "state"  # without a mask rows are read one by one
+        super().__init__(model, adapter, num_new_tokens, num_signals, tie_signals)
 
-    def _select(self, _module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
-        """Let the head see only the asked positions, and keep the hidden states that were asked for."""
-        asked, hidden = self._asked, args[0]
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        if asked.states_at is not None:
-            asked.states = flat[asked.states_at]
-        asked.seen = hidden if asked.positions is None else flat[asked.positions][None]
-        return (asked.seen, *args[1:])
+    def new_cache(self) -> Any:
+        from transformers import DynamicCache
 
-    def embed(self, ids: Tensor) -> Tensor:
-        is_new = ids >= self.vocab_rows
-        old: Tensor = self.model.get_input_embeddings()(ids.masked_fill(is_new, 0))  # type: ignore[operator]
-        if self.new_tokens is None:
-            return old
-        # Placeholders have no row: media embeddings take their places, so any row may stand there meanwhile.
-        rows = (ids - self.vocab_rows).clamp(0, self.new_tokens.weight.shape[0] - 1)
-        new = nn.functional.embedding(rows, self.new_tokens.weight)
-        return torch.where(is_new[..., None], new.to(old.dtype), old)
-
-    def compile_layers(self) -> None:
-        from transformers import PreTrainedModel
-
-        models = [module for module in self.modules() if isinstance(module, PreTrainedModel)]
-        layers = {name for model in models for name in model._no_split_modules or ()}
-        for module in self.modules():
-            if type(module).__name__ in layers:
-                module.compile(dynamic=True)
-
-    def tables(self) -> tuple[Tensor, Tensor]:
-        embeddings, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()  # type: ignore[operator]
-        return embeddings.weight, head.weight
+        return RecurrentStates() if self._memory == "state" else DynamicCache(config=self.model.config)
 
     def forward(
         self,
@@ -133,31 +56,50 @@ class CausalLM(Backbone):
         positions: Tensor | None = None,
         states_at: Tensor | None = None,
         cache: Any = None,
+        replies: Tensor | None = None,
     ) -> BackboneOutput:
-        self._asked = asked = _Asked(positions, states_at)
-        try:
-            out = self.model(
-                inputs_embeds=inputs_embeds,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            )
-        finally:
-            self._asked = _Asked()
-        logits: Tensor = out.logits
-        if self.new_tokens is not None and self.new_tokens.num_signals and asked.seen is not None:
-            head = self.new_tokens.signal_head()
-            signals = nn.functional.linear(asked.seen.to(head.dtype), head)
-            logits = torch.cat([logits, signals.to(logits.dtype)], dim=-1)
+        arguments: dict[str, Any] = {"position_ids": position_ids} if self._positions else {}
+        match self._memory:
+            case "past_key_values":
+                arguments |= {"past_key_values": cache, "attention_mask": attention_mask}
+            case "cache_params":  # padding is told of what is read now, not of what was
+                own = None if attention_mask is None else attention_mask[:, -inputs_embeds.shape[1] :]
+                arguments |= {"cache_params": cache, "attention_mask": own}
+            case _:  # has no mask: padding behind a sequence does no harm, before it the state would take it up
+                if cache is not None:
+                    return self._row_by_row(inputs_embeds, attention_mask, positions, states_at, cache)
+        out, asked = self._run(
+            positions, states_at, inputs_embeds=inputs_embeds, use_cache=cache is not None, **arguments
+        )
+        logits = self.with_signals(out.logits, asked)
         return BackboneOutput(logits if positions is None else logits[0], asked.states)
 
+    def _row_by_row(
+        self,
+        inputs_embeds: Tensor,
+        mask: Tensor | None,
+        positions: Tensor | None,
+        states_at: Tensor | None,
+        cache: RecurrentStates,
+    ) -> BackboneOutput:
+        """A pass with memory, each row without its padding. What stands at padding is zero.
 
-@dataclass
-class _Asked:
-    """What one forward pass is asked for, and what the head's hook found."""
-
-    positions: Tensor | None = None
-    states_at: Tensor | None = None
-    seen: Tensor | None = None
-    states: Tensor | None = None
+        Also where no row is padded: transformers' RWKV mixes the rows of a batch up as soon as there is a state.
+        """
+        rows, width, dim = inputs_embeds.shape
+        real = inputs_embeds.new_ones(rows, width) if mask is None else mask[:, -width:]
+        logits = inputs_embeds.new_zeros(rows, width, self.vocab_rows + self.num_signals)
+        states, kept = inputs_embeds.new_zeros(rows, width, dim), list[list[Tensor]]()
+        for row, seen in enumerate(real.bool()):
+            given = inputs_embeds[row, seen][None]
+            everywhere = torch.arange(given.shape[1], device=given.device)
+            state = cache.rows[row] if cache.rows else None
+            out, asked = self._run(everywhere, everywhere, inputs_embeds=given, use_cache=True, state=state)
+            kept.append(out.state)
+            logits[row, seen] = self.with_signals(out.logits, asked)[0].to(logits.dtype)
+            states[row, seen] = cast(Tensor, asked.states).to(states.dtype)
+        cache.rows = kept
+        return BackboneOutput(
+            logits if positions is None else logits.flatten(0, 1)[positions],
+            None if states_at is None else states.flatten(0, 1)[states_at],
+        )

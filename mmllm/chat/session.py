@@ -24,8 +24,9 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
     "image": (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     "audio": (".wav", ".mp3", ".flac", ".ogg", ".opus"),
     "video": (".mp4", ".mov", ".m4v", ".webm", ".mkv", ".avi", ".mpg", ".mpeg"),
+    "point_cloud": (".glb", ".gltf", ".ply", ".obj", ".off", ".stl", ".npy"),
 }
-PLURALS: dict[str, str] = {"image": "pictures", "audio": "sounds", "video": "clips"}
+PLURALS: dict[str, str] = {"image": "pictures", "audio": "sounds", "video": "clips", "point_cloud": "point clouds"}
 
 
 POLL_SECONDS = 0.2  # how often a page hears of a medium in the making

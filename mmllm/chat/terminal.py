@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from mmllm.chat.session import Assistant, ChatSession, Sampling, media_part
+from mmllm.chat.session import SUFFIXES, Assistant, ChatSession, Sampling, media_part
 from mmllm.errors import DataError, MmllmError
 
 HELP = (
-    "/image FILE, /audio FILE and /video FILE attach a file to the next message, /detach takes the files off again, "
-    "/clear starts anew, /quit (or Ctrl-D) leaves."
+    f"{', '.join(f'/{name} FILE' for name in SUFFIXES)} attach a file to the next message, /detach takes the files off "
+    "again, /clear starts anew, /quit (or Ctrl-D) leaves."
 )
 
 
@@ -38,7 +38,7 @@ def run_terminal(assistant: Assistant, system: str | None = None) -> int:
             files = []
         elif command == "/detach":
             files = []
-        elif command in ("/image", "/audio", "/video"):
+        elif command.removeprefix("/") in SUFFIXES:
             try:
                 files.append(_attach(command.removeprefix("/"), argument.strip(), assistant))
             except DataError as error:

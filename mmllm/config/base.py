@@ -33,12 +33,16 @@ BUILTIN: dict[str, dict[str, str]] = {
         "cformer": "mmllm.encoders.cformer:CFormerConfig",
         "clap": "mmllm.encoders.clap:ClapConfig",
         "clip": "mmllm.encoders.clip:ClipConfig",
+        "frames": "mmllm.encoders.frames:FramesConfig",
         "fused": "mmllm.encoders.fused:FusedConfig",
         "hubert": "mmllm.encoders.hubert:HubertConfig",
         "imagebind": "mmllm.encoders.imagebind:ImageBindConfig",
+        "point_bert": "mmllm.encoders.point_bert:PointBertConfig",
         "tiled": "mmllm.encoders.tiled:TiledConfig",
         "timm": "mmllm.encoders.timm_backbone:TimmConfig",
+        "videomae": "mmllm.encoders.video_transformer:VideoMAEConfig",
         "vit": "mmllm.encoders.vision_transformer:VitConfig",
+        "vjepa2": "mmllm.encoders.video_transformer:VJEPA2Config",
         "whisper": "mmllm.encoders.whisper:WhisperConfig",
     },
     "input_projector": {
@@ -51,7 +55,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         "pixel_shuffle": "mmllm.projectors.grid:PixelShuffleConfig",
         "pool": "mmllm.projectors.grid:PoolConfig",
         "ldp": "mmllm.projectors.grid:LDPConfig",
+        "temporal_qformer": "mmllm.projectors.temporal_qformer:TemporalQFormerConfig",
     },
+    "fusion": {"gated_cross_attention": "mmllm.fusion.gated_cross_attention:GatedCrossAttentionConfig"},
     "output_projector": {
         "linear": "mmllm.projectors.output:LinearOutputConfig",
         "mlp": "mmllm.projectors.output:MLPOutputConfig",
@@ -65,7 +71,10 @@ BUILTIN: dict[str, dict[str, str]] = {
         "vq": "mmllm.generators.codes:VQConfig",
         "audio_codec": "mmllm.generators.codes:AudioCodecConfig",
     },
-    "backbone": {"causal_lm": "mmllm.backbones.causal_lm:CausalLMConfig"},
+    "backbone": {
+        "causal_lm": "mmllm.backbones.causal_lm:CausalLMConfig",
+        "seq2seq": "mmllm.backbones.seq2seq:Seq2SeqConfig",
+    },
     "adapter": {
         "lora": "mmllm.adapters.lora:LoraConfig",
         "ia3": "mmllm.adapters.ia3:IA3Config",
@@ -92,6 +101,9 @@ class ComponentConfig(Config):
     """Base of a component's configuration. Subclasses set ``family`` and a ``kind: Literal["…"] = "…"`` field."""
 
     family: ClassVar[str]
+    # By modality (of a backbone: text) what `mmllm new` writes beside `kind`: a checkpoint that is known to work, with the
+    # numbers that a plan needs offline. Empty for what needs nothing and has no modality.
+    suggested: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     kind: str
 
     @abstractmethod
@@ -128,6 +140,7 @@ class BuildContext:
 
 
 _registered: dict[str, dict[str, type[ComponentConfig]]] = {}
+_packages: dict[type[ComponentConfig], str] = {}  # of those that an installed package announces: its name and version
 AnyComponent = TypeVar("AnyComponent", bound=type[ComponentConfig])
 
 
@@ -148,7 +161,9 @@ def register(cls: AnyComponent) -> AnyComponent:
 @cache
 def _load_entry_points() -> None:
     for entry in entry_points(group=ENTRY_POINT_GROUP):
-        register(entry.load())
+        cls = register(entry.load())
+        if entry.dist is not None:
+            _packages[cls] = f"{entry.dist.name} {entry.dist.version}"
 
 
 def load_plugins(modules: Iterable[str], folder: Path | None = None) -> list[tuple[str, str]]:
@@ -200,6 +215,17 @@ def component_class(family: str, kind: str) -> type[ComponentConfig]:
     module, name = BUILTIN[family][kind].split(":")
     cls: type[ComponentConfig] = getattr(importlib.import_module(module), name)
     return cls
+
+
+def package(family: str, kind: str) -> str | None:
+    """Where a kind comes from that does not ship with mmllm: ``name version`` of its package, or the plugin's module."""
+    cls = component_class(family, kind)
+    return None if kind in BUILTIN[family] else _packages.get(cls, cls.__module__)
+
+
+def summary(family: str, kind: str) -> str:
+    """What a kind is, in one line: the first of its class's docstring."""
+    return (component_class(family, kind).__doc__ or "").strip().split("\n")[0].replace("``", "`")
 
 
 @contextmanager

@@ -17,7 +17,7 @@ Problems = list[tuple[str, str]]
 
 def matching(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
     """The parts ``names``, in their order, that a shell-style pattern fits, and the pieces of others (``backbone.layers.0-3``,
-    ``inputs.image.projector.without.norm``) that a pattern asks for. Generators stay frozen: no pattern means them.
+    ``inputs.image.projector.modules.language_projection``) that a pattern asks for. Generators stay frozen: no pattern means them.
     """
     patterns = list(patterns)
     found: list[str] = []
@@ -28,8 +28,8 @@ def matching(patterns: Iterable[str], names: Iterable[str]) -> list[str]:
         asked = ((pattern, *pieces.split(pattern)) for pattern in patterns)
         found += [
             f"{name}{pattern.removeprefix(part)}"
-            for pattern, part, choice in asked
-            if choice is not None and fnmatchcase(name, part)
+            for pattern, part, piece in asked
+            if piece is not None and fnmatchcase(name, part)
         ]
     return list(dict.fromkeys(found))
 
@@ -69,34 +69,29 @@ def pattern_problems(where: str, train: Iterable[str], part_lr: Iterable[str], n
     ]
 
 
-def _layer_problems(where: str, train: Iterable[str], parts: Mapping[str, Collection[str]]) -> Problems:
-    """Pieces of a stage's ``train`` that ask for layers or modules which are not there, or share layers with another."""
+def _piece_problems(where: str, train: Iterable[str], parts: Mapping[str, Collection[str]]) -> Problems:
+    """Pieces of a stage's ``train`` that ask for what is not there, or share parameters with another."""
     problems = []
-    taken: dict[tuple[str, int], str] = {}
-    found = matching(train, parts)
-    for piece in found:
-        part, layers = pieces.split(piece)
-        if isinstance(layers, frozenset):
-            modules = dict.fromkeys(pieces.module_of(part, name) for name in parts[part])
-            others = [name for name in found if pieces.split(name)[0] == part and name != piece]
-            if unknown := sorted(layers - modules.keys()):
-                text = f"{piece!r}: {part} has no {', '.join(unknown)}, but {', '.join(modules)}"
-                problems.append((f"{where}.train", text))
-            elif layers == modules.keys():
-                problems.append((f"{where}.train", f"{piece!r} leaves nothing of {part} to train"))
-            elif others:
-                problems.append((f"{where}.train", f"{piece!r} shares layers with {others[0]}; name each once"))
-            continue
-        known = sorted(set(pieces.layers_of(parts[part]).values()))
-        wanted = layers or range(0)
-        if layers is not None and (not layers or not set(layers) <= set(known)):
+    taken: dict[str, str] = {}
+    for piece in matching(train, parts):
+        part, asked = pieces.split(piece)
+        found, modules = pieces.members(part, parts[part], asked), pieces.modules_of(part, parts[part])
+        if isinstance(asked, range):
+            known = sorted(set(pieces.layers_of(parts[part]).values()))
+            absent = not asked or not set(asked) <= set(known)
             there = f"{part} has layers 0 to {known[-1]}" if known else f"{part} has no layers"
+        elif isinstance(asked, frozenset) and (unknown := sorted(asked.difference(modules))):
+            absent, there = True, f"{part} has no {', '.join(unknown)}, but {', '.join(modules)}"
+        else:
+            absent, there = not found, f"{part} has {', '.join(modules)}"
+        if absent:
             problems.append((f"{where}.train", f"{piece!r}: {there}"))
-        elif shared := {taken[part, layer] for layer in wanted if (part, layer) in taken}:
+        elif shared := {taken[name] for name in found if name in taken}:
+            what = "layers" if isinstance(asked, range) else "parameters"
             problems.append(
-                (f"{where}.train", f"{piece!r} shares layers with {', '.join(sorted(shared))}; name each once")
+                (f"{where}.train", f"{piece!r} shares {what} with {', '.join(sorted(shared))}; name each once")
             )
-        taken |= {(part, layer): piece for layer in wanted}
+        taken |= dict.fromkeys(found, piece)
     return problems
 
 
@@ -181,7 +176,7 @@ def contradictions(config: RunConfig, context: BuildContext, parts: Mapping[str,
         where = f"stages.{index}"
         problems += _objective_problems(where, stage, parts)
         problems += pattern_problems(where, stage.train, stage.part_lr, parts)
-        problems += _layer_problems(where, stage.train, parts)
+        problems += _piece_problems(where, stage.train, parts)
         own = [name for name in matching(stage.train, parts) if pieces.split(name)[0] == "backbone"]
         if own and backbone.quantize is not None:
             text = f"{own[0]}: quantised weights cannot be trained; train backbone.adapter, or leave out `quantize`"

@@ -9,7 +9,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from pydantic import BeforeValidator, SerializeAsAny
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mmllm.adapters.base import Adapter
     from mmllm.backbones.base import Backbone
     from mmllm.encoders.base import Encoder
+    from mmllm.fusion.base import Fusion
     from mmllm.generators.base import CodeGenerator, MediaGenerator
     from mmllm.projectors.base import Projector
     from mmllm.projectors.output_module import OutputProjector
@@ -69,8 +70,9 @@ class Preprocessor(Protocol):
     """The worker-side half of an encoder: deterministic, picklable, without weights.
 
     ``media`` names the decoder of the raw bytes (``image`` gives an RGB ``PIL.Image``, ``audio`` a mono float32 array,
-    ``video`` a list of RGB pictures); ``decode_options`` are that decoder's keyword arguments (audio: ``sample_rate`` in Hz;
-    video: ``frames``, and ``clips`` and ``seconds``, see ``mmllm.processing.video.decode_video``).
+    ``video`` a list of RGB pictures, ``point_cloud`` a float32 array of x, y, z, red, green, blue); ``decode_options`` are
+    that decoder's keyword arguments (audio: ``sample_rate`` in Hz; video: ``frames``, and ``clips``, ``seconds`` and
+    ``spread``, see ``mmllm.processing.video.decode_video``; point cloud: ``points``).
     """
 
     media: str
@@ -128,6 +130,12 @@ class EncoderConfig(ComponentConfig):
     family: ClassVar[str] = "encoder"
     adapter: AnyAdapter | None = None
 
+    def segments(self, context: BuildContext) -> int:
+        """Into how many runs of equal length, in order of time, the features of every item fall: the frames of a clip, the
+        stretches of a sound. 1 where they do not.
+        """
+        return 1
+
     @abstractmethod
     def preprocessor(self, context: BuildContext) -> Preprocessor: ...
 
@@ -143,6 +151,10 @@ class ProjectorConfig(ComponentConfig):
     @abstractmethod
     def num_outputs(self, length: int) -> int:
         """Q for an item of ``length`` features (length >= 1); Q >= 1."""
+
+    def behind(self, encoder: EncoderConfig, context: BuildContext) -> Self:
+        """This projector with what it has to know of the encoder in front of it, beyond its width. Raises ``ConfigError``."""
+        return self
 
     @abstractmethod
     def build(self, context: BuildContext, *, input_dim: int, output_dim: int) -> Projector: ...
@@ -178,6 +190,20 @@ def outputs_of(
         layout = projector.layout(preprocessor, item)
         return projector.num_outputs_on(layout), layout
     return projector.num_outputs(preprocessor.num_tokens(item)), None
+
+
+class FusionConfig(ComponentConfig):
+    """Deep fusion: the input projector's outputs enter the backbone's blocks, not its sequence of embeddings."""
+
+    family: ClassVar[str] = "fusion"
+
+    @abstractmethod
+    def width(self, encoder_dim: int) -> int:
+        """D_m, the width that the input projector's outputs are to have."""
+
+    @abstractmethod
+    def build(self, context: BuildContext, *, hidden_dim: int, media_dim: int, num_layers: int) -> Fusion:
+        """``hidden_dim`` is the width of the backbone's ``num_layers`` blocks, ``media_dim`` D_m."""
 
 
 class OutputProjectorConfig(ComponentConfig):
@@ -307,6 +333,7 @@ class ReaderConfig(ComponentConfig):
 
 AnyEncoder = Annotated[SerializeAsAny[EncoderConfig], BeforeValidator(partial(_dispatch, "encoder"))]
 AnyProjector = Annotated[SerializeAsAny[ProjectorConfig], BeforeValidator(partial(_dispatch, "input_projector"))]
+AnyFusion = Annotated[SerializeAsAny[FusionConfig], BeforeValidator(partial(_dispatch, "fusion"))]
 AnyAdapter = Annotated[SerializeAsAny[AdapterConfig], BeforeValidator(partial(_dispatch, "adapter"))]
 AnyBackbone = Annotated[SerializeAsAny[BackboneConfig], BeforeValidator(partial(_dispatch, "backbone"))]
 AnyReader = Annotated[SerializeAsAny[ReaderConfig], BeforeValidator(partial(_dispatch, "reader"))]

@@ -30,8 +30,8 @@ def load(path: str | Path, overrides: Sequence[str] = (), *, local_plugins: bool
     tree = _read(Path(path), problems, ())
     if tree is None:  # nothing can be said of the keys of a file that cannot be read
         raise ConfigError(problems, str(path))
-    for override in overrides:
-        _override(tree, override, problems)
+    for text in overrides:
+        _override(tree, text, problems)
     return parse(tree, str(path), problems, plugin_folder=Path(path).parent if local_plugins else None)
 
 
@@ -58,9 +58,31 @@ def parse(
     return config
 
 
+def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> None:
+    """Set ``a.b=c`` in a nested mapping, in place. Raises ``ConfigError`` with all that cannot be set."""
+    problems: Problems = []
+    for override in overrides:
+        _override(tree, override, problems)
+    if problems:
+        raise ConfigError(problems)
+
+
 def dump(config: RunConfig) -> str:
     """The resolved configuration as YAML, every default written out; ``load`` of it gives an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def override(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """``config`` with ``a.b=c`` overrides applied. Raises ``ConfigError`` with all problems found."""
+    tree, problems = config.model_dump(mode="json"), list[tuple[str, str]]()
+    for text in overrides:
+        _override(tree, text, problems)
+    if problems:
+        raise ConfigError(problems)
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(problems_of(error, RunConfig)) from error
 
 
 def merge(low: Any, high: Any) -> Any:
@@ -240,10 +262,12 @@ def part_names(tree: Mapping[str, Any]) -> list[str]:
         names += [f"inputs.{name}.{own}" for own in ("alignment", "prompt") if _mapping(part).get(own) is not None]
     adapted = (name for name, part in inputs.items() if _mapping(_mapping(part).get("encoder")).get("adapter"))
     names += [f"inputs.{name}.encoder.adapter" for name in adapted]
+    fused = [name for name, part in inputs.items() if _mapping(part).get("fusion") is not None]
+    names += [f"inputs.{name}.fusion" for name in fused]
     names.append("backbone")
     if backbone.get("adapter"):
         names.append("backbone.adapter")
-    if outputs or any(_mapping(part).get("markers") for part in inputs.values()):
+    if outputs or fused or any(_mapping(part).get("markers") for part in inputs.values()):
         names.append("backbone.new_tokens")
     for name, output in outputs.items():
         given = (part for part in ("retrieval", "decision") if _mapping(output).get(part) is not None)

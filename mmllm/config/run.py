@@ -12,6 +12,7 @@ from mmllm.config.base import Config
 from mmllm.config.families import (
     AnyBackbone,
     AnyEncoder,
+    AnyFusion,
     AnyGenerator,
     AnyOutputProjector,
     AnyProjector,
@@ -53,6 +54,7 @@ class InputConfig(Config):
     ``markers`` puts a trainable start and end token around every media span (they live in ``backbone.new_tokens``).
     ``alignment`` is what a ``qformer`` projector needs for BLIP-2's first stage, in which it learns from captions; ``prompt``
     learns from text alone what the projector should give, for any that gives every medium as many outputs.
+    With ``fusion`` the projector's outputs enter the backbone's blocks; in the sequence a medium is its two markers alone.
     """
 
     encoder: AnyEncoder
@@ -60,11 +62,26 @@ class InputConfig(Config):
     markers: bool = False
     alignment: AlignmentConfig | None = None
     prompt: PFormerConfig | None = None
+    fusion: AnyFusion | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fused_media_are_marked(cls, value: Any) -> Any:
+        fused = isinstance(value, dict) and value.get("fusion") is not None
+        return {"markers": True, **value} if fused else value
+
+    @model_validator(mode="after")
+    def _marked(self) -> Self:
+        if self.fusion is not None and not self.markers:
+            raise ValueError("fused media stand in the text as their markers; leave `markers` out")
+        return self
 
     @model_validator(mode="after")
     def _queries_to_align(self) -> Self:
         if self.alignment is not None and self.projector.kind != "qformer":
             raise ValueError(f"`alignment` is of the queries of a qformer; the projector is {self.projector.kind!r}")
+        if self.prompt is not None and self.fusion is not None:
+            raise ValueError("`prompt` is of outputs that the backbone reads as tokens; leave it out, or `fusion`")
         taught = [name for name in ("alignment", "prompt") if dict(self)[name] is not None]
         if taught and self.projector.num_outputs(1) != self.projector.num_outputs(4096):
             raise ValueError(
@@ -149,6 +166,7 @@ class ModelConfig(Config):
                     "projector": part.projector.tiny(),
                     "alignment": None if part.alignment is None else part.alignment.tiny(),
                     "prompt": None if part.prompt is None else part.prompt.tiny(),
+                    "fusion": None if part.fusion is None else part.fusion.tiny(),
                 }
             )
             for name, part in self.inputs.items()

@@ -14,7 +14,7 @@ Row = Mapping[str, Any]
 Converted = tuple[str | None, tuple[Message, ...], dict[str, Any]]
 """Id or ``None``, messages, tags (the row's other fields)."""
 
-MODALITIES = ("image", "audio", "video")
+MODALITIES = ("image", "audio", "video", "point_cloud")
 """The tags that these layouts have. Whether a model takes the modality is for its processor to say."""
 
 _TAG = re.compile(rf"<({'|'.join(MODALITIES)})>")

@@ -26,6 +26,7 @@ DESCRIBE: dict[str, Callable[[Any, dict[str, Any]], str]] = {
     "image": lambda image, options: f"{image.width}x{image.height}",
     "audio": lambda sound, options: f"{len(sound) / options['sample_rate']:.2f} s",
     "video": lambda frames, options: f"{len(frames)} frames of {frames[0].width}x{frames[0].height}",
+    "point_cloud": lambda points, options: f"{len(points)} points",
 }
 
 

@@ -183,12 +183,14 @@ class _MediaCheck:
 def _decode(modality: str, data: bytes, limits: Limits) -> None:
     from mmllm.processing.audio import decode_audio
     from mmllm.processing.images import decode_image
+    from mmllm.processing.point_clouds import decode_point_cloud
     from mmllm.processing.video import decode_video
 
     decoders: dict[str, Callable[[bytes, Limits], object]] = {
         "image": decode_image,
         "audio": lambda data, limits: decode_audio(data, 16_000, limits),
         "video": lambda data, limits: decode_video(data, limits, frames=3),
+        "point_cloud": lambda data, limits: decode_point_cloud(data, limits, points=1024),
     }
     decoders[modality](data, limits)
 

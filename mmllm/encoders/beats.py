@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -64,6 +65,7 @@ class BeatsConfig(EncoderConfig):
       the module. The classifier of fine-tuned checkpoints never is.
     """
 
+    suggested: ClassVar[Mapping[str, Any]] = {"audio": {"pretrained": "./BEATs_iter3_plus_AS2M.safetensors"}}
     kind: Literal["beats"] = "beats"
     pretrained: str | None = None
     revision: str | None = None

@@ -132,7 +132,8 @@ class CFormerEncoder(Encoder):
         """``batch`` from ``CFormerPreprocessor.collate``; features (N, S, D), zero on the padding, and their mask."""
         counts = batch["counts"]
         frames, seen = self.acoustic(batch["mels"].to(self.to_bert.weight.dtype), batch["frames"])
-        near = self.weigh_neighbours(frames.transpose(1, 2)).transpose(1, 2)
+        # Contiguous: with transposed rows the last bits of the next product depend on where they lie in memory.
+        near = self.weigh_neighbours(frames.transpose(1, 2)).transpose(1, 2).contiguous()
         weights = self.weigh(near).squeeze(2).float().sigmoid().masked_fill(~seen, 0)
         fired = integrate_and_fire(frames, weights, counts).to(frames.dtype)
         mask = torch.arange(fired.shape[1], device=counts.device)[None] < counts[:, None]

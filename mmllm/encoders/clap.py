@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 
@@ -133,6 +134,7 @@ class ClapConfig(EncoderConfig):
     - ``max_seconds``: longer sounds are refused. A minute costs 6 windows.
     """
 
+    suggested: ClassVar[Mapping[str, Any]] = {"audio": {"pretrained": "laion/clap-htsat-unfused"}}
     kind: Literal["clap"] = "clap"
     architecture: ClapArchitecture | None = None
     pretrained: str | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
@@ -76,6 +77,9 @@ class ClipConfig(EncoderConfig):
     - ``image_size``: another square in pixels than the checkpoint's; position embeddings are interpolated.
     """
 
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "image": {"pretrained": "openai/clip-vit-large-patch14-336", "select_layer": -2}
+    }
     kind: Literal["clip"] = "clip"
     arch: str | None = None
     vision_cfg: dict[str, Any] | None = None

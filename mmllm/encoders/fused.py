@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -34,6 +35,22 @@ class FusedConfig(EncoderConfig):
       (``pad``), for a projector that tells the encoders apart (``mq_former``).
     """
 
+    # Prismatic's towers, and SALMONN's.
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "image": {
+            "encoders": {
+                "siglip": {"kind": "vit", "pretrained": "google/siglip-so400m-patch14-384", "select_layer": -2},
+                "dino": {"kind": "vit", "pretrained": "facebook/dinov2-large", "select_layer": -2},
+            }
+        },
+        "audio": {
+            "encoders": {
+                "whisper": {"kind": "whisper", "pretrained": "openai/whisper-large-v2"},
+                "beats": {"kind": "beats", "pretrained": "./BEATs_iter3_plus_AS2M.safetensors"},
+            },
+            "lengths": "pad",
+        },
+    }
     kind: Literal["fused"] = "fused"
     encoders: dict[Name, AnyEncoder]
     along: Literal["channels", "sequence"] = "channels"

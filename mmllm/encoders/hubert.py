@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -126,6 +127,7 @@ class HubertConfig(EncoderConfig):
     Trained, it runs without the dropout, layer drop and masking that its own pretraining used.
     """
 
+    suggested: ClassVar[Mapping[str, Any]] = {"audio": {"pretrained": "facebook/hubert-large-ll60k"}}
     kind: Literal["hubert"] = "hubert"
     architecture: HubertArchitecture | None = None
     pretrained: str | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
@@ -76,18 +77,23 @@ class ImageBindConfig(EncoderConfig):
     - ``pretrained``: a ``.safetensors`` file with the names of the published ``imagebind_huge.pth``, a folder or a hub id
       that holds it as ``model.safetensors``. The weights are CC BY-NC-SA 4.0: not for commercial use.
     - ``architecture``: the trunk's numbers where they are not ``imagebind_huge``'s.
-    - ``output``: ``pooled``, one embedding of unit length (NExT-GPT), or ``tokens``, what the trunk's last block gives, the
-      class token first.
+    - ``output``: ``pooled``, one embedding of unit length (NExT-GPT); ``clips``, one of every stretch (Video-LLaMA); or
+      ``tokens``, what the trunk's last block gives, the class token first.
     - ``clips``: stretches of two seconds that a film (5) or a sound (3) is read in, spread evenly over it. Two frames are
-      taken of a film's, each cropped left, centre and right. Embeddings are averaged over them; tokens follow each other.
+      taken of a film's, each cropped left, centre and right. Embeddings are averaged over them, but for ``clips``; tokens
+      follow each other.
     """
 
+    suggested: ClassVar[Mapping[str, Any]] = {
+        modality: {"modality": modality, "pretrained": "./imagebind_huge.safetensors"}
+        for modality in ("image", "video", "audio", "depth", "thermal")
+    }
     kind: Literal["imagebind"] = "imagebind"
     modality: Modality
     pretrained: str | None = None
     revision: str | None = None
     architecture: ImageBindArchitecture | None = None
-    output: Literal["pooled", "tokens"] = "pooled"
+    output: Literal["pooled", "clips", "tokens"] = "pooled"
     clips: PositiveInt | None = None
 
     @model_validator(mode="after")
@@ -105,6 +111,15 @@ class ImageBindConfig(EncoderConfig):
     def numbers(self) -> ImageBindArchitecture:
         """The trunk's numbers."""
         return self.architecture or HUGE[self.trunk]
+
+    @property
+    def stretches(self) -> int:
+        """How many stretches a film or sound is read in; 1 of what does not last."""
+        return self.clips or CLIPS.get(self.modality, 1)
+
+    def segments(self, context: BuildContext) -> int:
+        """The stretches, where they are kept apart."""
+        return 1 if self.output == "pooled" else self.stretches
 
     def tiny(self) -> Self:
         """Two blocks of width 8; text keeps its vocabulary."""

@@ -136,10 +136,11 @@ KINDS: dict[Trunk, Kind] = {
 class ImageBindEncoder(Encoder):
     """One trunk, and with ``pooled`` its head into the common embedding."""
 
-    def __init__(self, trunk: Trunk, numbers: ImageBindArchitecture, pooled: bool) -> None:
+    def __init__(self, trunk: Trunk, numbers: ImageBindArchitecture, pooled: bool, clips: int = 1) -> None:
+        """``pooled`` gives embeddings, ``clips`` of each medium, and no tokens."""
         super().__init__()
         kind = KINDS[trunk]
-        self.trunk, self.pooled, self.causal = trunk, pooled, kind.causal
+        self.trunk, self.pooled, self.clips, self.causal = trunk, pooled, clips, kind.causal
         self.tokens = kind.tokens(numbers)
         self.pre_norm = nn.LayerNorm(numbers.width, EPS) if kind.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(Block(numbers, kind.extra_key) for _ in range(numbers.layers))
@@ -151,8 +152,9 @@ class ImageBindEncoder(Encoder):
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """``views (N, M, …)`` and ``length (N,)`` from the preprocessor.
 
-        Pooled: the mean over the M views of their embeddings of unit length, ``(N, 1, output_dim)``. The checkpoint's
-        factors behind it (``log_logit_scale``) are temperatures of its contrastive loss and are left out, as in NExT-GPT.
+        Pooled: the mean over the M views, or those of each stretch, of their embeddings of unit length,
+        ``(N, clips, output_dim)``. The checkpoint's factors behind it (``log_logit_scale``) are temperatures of its
+        contrastive loss and are left out, as in NExT-GPT.
         Tokens: ``(N, M * L, width)``, view after view.
         """
         views = batch["views"]
@@ -161,7 +163,8 @@ class ImageBindEncoder(Encoder):
         flat = torch.cat(parts)
         found = flat.view(count, each, *flat.shape[1:])
         if self.pooled:
-            return found.mean(dim=1, keepdim=True), torch.ones(count, 1, dtype=torch.bool, device=views.device)
+            embeddings = found.view(count, self.clips, -1, self.output_dim).mean(dim=2)
+            return embeddings, torch.ones(count, self.clips, dtype=torch.bool, device=views.device)
         found = found.flatten(1, 2)
         mask = torch.arange(found.shape[1], device=views.device)[None] < batch["length"][:, None]
         return found.masked_fill(~mask[..., None], 0), mask
@@ -205,7 +208,8 @@ def published_name(trunk: Trunk, own: str) -> str:
 
 def make_encoder(config: ImageBindConfig, context: BuildContext) -> ImageBindEncoder:
     """See ``ImageBindConfig.build``."""
-    encoder = ImageBindEncoder(config.trunk, config.numbers, config.output == "pooled")
+    clips = config.stretches if config.output == "clips" else 1
+    encoder = ImageBindEncoder(config.trunk, config.numbers, config.output != "tokens", clips)
     if config.pretrained is not None and context.weights:
         reference = context.resolve(config.pretrained)
         files = weight_files(reference, config.revision, ["model.safetensors", "imagebind_huge.safetensors"])

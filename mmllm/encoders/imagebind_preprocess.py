@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from mmllm.encoders.imagebind import CLIPS, ImageBindArchitecture, ImageBindConfig, Modality
+from mmllm.encoders.imagebind import ImageBindArchitecture, ImageBindConfig, Modality
+from mmllm.encoders.pictures import not_narrow
 from mmllm.encoders.sounds import RATE, filter_bank, hann, mel_bank
 from mmllm.errors import MediaError
 
@@ -21,8 +22,6 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 SECONDS = 2  # of a stretch of a film or sound
 FRAMES = 2  # of a film's stretch
 MEL_MEAN, MEL_STD = -4.268, 9.138
-NARROWEST = 64
-"""Pictures longer than this many times their width are cut to it first: what is cropped away need not be enlarged."""
 
 
 class ImageBindPreprocessor(ABC):
@@ -34,8 +33,8 @@ class ImageBindPreprocessor(ABC):
     media: str
 
     def __init__(self, config: ImageBindConfig) -> None:
-        self.numbers, self.pooled = config.numbers, config.output == "pooled"
-        self.clips = config.clips or CLIPS.get(config.modality, 1)
+        self.numbers, self.clips = config.numbers, config.stretches
+        self.embeddings = {"pooled": 1, "clips": config.stretches}.get(config.output)  # None: tokens
         self.decode_options: dict[str, Any] = {}
 
     @abstractmethod
@@ -51,7 +50,7 @@ class ImageBindPreprocessor(ABC):
         return {"views": views, "length": torch.tensor(self.tokens(views))}
 
     def num_tokens(self, item: dict[str, Tensor]) -> int:
-        return 1 if self.pooled else int(item["length"])
+        return int(item["length"]) if self.embeddings is None else self.embeddings
 
     def collate(self, items: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         return {name: torch.stack([item[name] for item in items]) for name in ("views", "length")}
@@ -86,7 +85,7 @@ class Films(ImageBindPreprocessor):
         if len(media) != self.clips * FRAMES:
             raise MediaError(f"found {len(media)} frames, expected {self.clips} stretches of {FRAMES}")
         side = self.numbers.size[0]
-        frames = np.stack([np.asarray(_not_narrow(picture.convert("RGB"))) for picture in media])
+        frames = np.stack([np.asarray(not_narrow(picture.convert("RGB"))) for picture in media])
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
         height, width = pixels.shape[2:]
         short = min(height, width)
@@ -195,16 +194,9 @@ def _square(picture: Image.Image, numbers: ImageBindArchitecture) -> Image.Image
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import center_crop, resize
 
-    found = resize(_not_narrow(picture), numbers.size[0], InterpolationMode.BICUBIC)
+    found = resize(not_narrow(picture), numbers.size[0], InterpolationMode.BICUBIC)
     cropped: Image.Image = center_crop(found, list(numbers.size))
     return cropped
-
-
-def _not_narrow(picture: Image.Image) -> Image.Image:
-    width, height = picture.size
-    most = NARROWEST * min(width, height)
-    left, top = max(width - most, 0) // 2, max(height - most, 0) // 2
-    return picture.crop((left, top, width - left, height - top)) if left or top else picture
 
 
 def _crop(pixels: Tensor, side: int, place: int) -> Tensor:

@@ -65,6 +65,16 @@ def grid_of(tokens: int, size: tuple[int, int]) -> tuple[int, int] | None:
     return (rows, tokens // rows) if tokens % rows == 0 else None
 
 
+def not_narrow(picture: Image.Image, most: int = 64) -> Image.Image:
+    """The middle of a picture that is longer than ``most`` times its width: for what resizes to the shorter side and crops
+    the centre, so that what is cropped away need not be enlarged.
+    """
+    width, height = picture.size
+    longest = most * min(width, height)
+    left, top = max(width - longest, 0) // 2, max(height - longest, 0) // 2
+    return picture.crop((left, top, width - left, height - top)) if left or top else picture
+
+
 def square_transform(
     fit: Literal["crop", "pad", "squash"],
     size: tuple[int, int],

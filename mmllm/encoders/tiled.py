@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -29,6 +30,9 @@ class TiledConfig(EncoderConfig):
       projector without a mixture of features gives each the same embedding, ``mlp`` with ``row_ends`` one of its own.
     """
 
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "image": {"encoder": {"kind": "clip", "pretrained": "openai/clip-vit-large-patch14-336"}}
+    }
     kind: Literal["tiled"] = "tiled"
     encoder: AnyEncoder
     grids: Annotated[tuple[Grid, ...], Field(min_length=1)] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))

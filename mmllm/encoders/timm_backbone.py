@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -37,6 +38,9 @@ class TimmConfig(EncoderConfig):
     Trained, the backbone runs without dropout and the like, and the statistics of batch norms stay as they are.
     """
 
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "image": {"pretrained": "timm/vit_so400m_patch14_siglip_384.webli", "select_layer": -2}
+    }
     kind: Literal["timm"] = "timm"
     arch: str | None = None
     pretrained: str | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
@@ -134,6 +135,9 @@ class VitConfig(EncoderConfig):
     and the like.
     """
 
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "image": {"pretrained": "google/siglip-so400m-patch14-384", "select_layer": -2}
+    }
     kind: Literal["vit"] = "vit"
     architecture: Numbers | None = None
     pretrained: str | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from PIL import Image
@@ -19,7 +19,7 @@ from mmllm.config.base import BuildContext, suggest
 from mmllm.encoders.base import Encoder
 from mmllm.encoders.pictures import PicturePreprocessor, SquarePreprocessor, square_transform
 from mmllm.encoders.pruning import drop_unused, unused_parameters
-from mmllm.encoders.vision_transformer import KNOWN, KNOWN_SIZES, VitConfig
+from mmllm.encoders.vision_transformer import KNOWN, KNOWN_SIZES, Numbers, VitConfig
 from mmllm.errors import CheckpointError, ConfigError, brief
 from mmllm.pretrained import find, is_local, missing, weight_files
 
@@ -130,14 +130,30 @@ def make_encoder(config: VitConfig, context: BuildContext) -> VitEncoder:
     if config.pretrained is None or not context.weights:
         model = AutoModel.from_config(shell.numbers, dtype=context.dtype or torch.float32)
     else:
-        model = _load(config.pretrained, config, context, shell)
+        model = load_model(config, context, shell.numbers, shell.unused)
     return VitEncoder(model, shell, config.select).to(context.dtype).train(False)
 
 
-def _load(pretrained: str, config: VitConfig, context: BuildContext, shell: Shell) -> Any:
+class Described(Protocol):
+    """A config that names a transformers model."""
+
+    @property
+    def architecture(self) -> Numbers | None: ...
+    @property
+    def pretrained(self) -> str | None: ...
+    @property
+    def revision(self) -> str | None: ...
+
+
+def load_model(config: Described, context: BuildContext, numbers: Any, unused: frozenset[str]) -> Any:
+    """transformers' model of ``numbers`` from ``config.pretrained``, which may lack the parameters ``unused``.
+
+    Raises ``CheckpointError``.
+    """
     from transformers import AutoModel
     from transformers.utils import logging
 
+    pretrained = str(config.pretrained)
     reference = context.resolve(pretrained)
     if is_local(reference):
         weight_files(
@@ -149,7 +165,7 @@ def _load(pretrained: str, config: VitConfig, context: BuildContext, shell: Shel
     try:
         model, report = AutoModel.from_pretrained(
             reference,
-            config=shell.numbers,
+            config=numbers,
             revision=config.revision,
             dtype=context.dtype or torch.float32,
             use_safetensors=True,
@@ -163,7 +179,7 @@ def _load(pretrained: str, config: VitConfig, context: BuildContext, shell: Shel
         raise CheckpointError(f"{pretrained} does not fit its config: {brief(error)}") from error
     finally:
         logging.set_verbosity(level)
-    absent = sorted(set(report["missing_keys"]) - shell.unused)
+    absent = sorted(set(report["missing_keys"]) - unused)
     if absent:
         more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
         raise CheckpointError(f"{pretrained} does not fit the architecture: no {', '.join(absent[:3])}{more}")
@@ -191,8 +207,8 @@ def taken_names(architecture: Mapping[str, Any]) -> set[str]:
     return field_names(config_class(architecture.get("model_type")))
 
 
-def read_numbers(config: VitConfig, context: BuildContext) -> Any:
-    """transformers' config, from the checkpoint, the YAML or ``KNOWN``. A hub is asked only when ``context.weights``.
+def read_numbers(config: Described, context: BuildContext, known: Mapping[str, Numbers] = KNOWN) -> Any:
+    """transformers' config, from the checkpoint, the YAML or ``known``. A hub is asked only when ``context.weights``.
 
     Raises ``ConfigError`` when nothing tells it or YAML and checkpoint contradict each other, ``CheckpointError``.
     """
@@ -206,7 +222,7 @@ def read_numbers(config: VitConfig, context: BuildContext) -> Any:
             config_class(found.model_type)
             check_declared(declared or {}, found, config.pretrained)
             return found
-        declared = declared or KNOWN.get(config.pretrained)
+        declared = declared or known.get(config.pretrained)
     if declared is None:
         problem = f"unknown for {config.pretrained!r} without reading it; give `architecture`"
         raise ConfigError([("architecture", problem)], NAME)
@@ -245,7 +261,7 @@ def read_shell(config: VitConfig, numbers: Any, size: tuple[int, int] | None) ->
             model = AutoModel.from_config(one, dtype=torch.float32).eval()
         inputs = _blank(numbers, size)
         if "interpolate_pos_encoding" in inspect.signature(model.forward).parameters:
-            options["interpolate_pos_encoding"] = size != _pair(numbers.image_size)
+            options["interpolate_pos_encoding"] = size != pair(numbers.image_size)
         with torch.enable_grad():
             out = model(**inputs, **options, output_hidden_states=True)
             seen = out.last_hidden_state if config.normed else out.hidden_states[-1]
@@ -256,7 +272,7 @@ def read_shell(config: VitConfig, numbers: Any, size: tuple[int, int] | None) ->
         if config.select != "patch":
             raise ConfigError([("select", "this model has no class token; leave it out")], NAME)
         return Shell(numbers, unused, options, 0, None)
-    rows, cols = (pixels // patch for pixels, patch in zip(size, _pair(numbers.patch_size), strict=True))
+    rows, cols = (pixels // patch for pixels, patch in zip(size, pair(numbers.patch_size), strict=True))
     prefix = seen.shape[1] - rows * cols if seen.ndim == 3 else -1
     if prefix < 0:
         found = f"{numbers.model_type!r} gives {tuple(seen.shape)} of a picture of {size[0]} x {size[1]} pixels"
@@ -279,7 +295,7 @@ def _blank(numbers: Any, size: tuple[int, int] | None) -> dict[str, Tensor | Non
     }
 
 
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
@@ -305,7 +321,7 @@ def _transform(
         problem = f"the image processor gives pictures of different sizes ({shape} of 60 x 40 pixels); set it"
         raise ConfigError([("image_size", problem)], NAME)
     if config.fit == "checkpoint" and fixed:
-        return (found if size == shape[1:] else ProcessedPicture(_resized(processor, size[0], shape[1:]))), size
+        return (found if size == shape[1:] else ProcessedPicture(resized(processor, size[0], shape[1:]))), size
     if config.fit == "checkpoint":
         problem = "the image processor keeps aspect ratios; choose crop, pad or squash"
         raise ConfigError([("fit", problem)], NAME)
@@ -313,7 +329,7 @@ def _transform(
     return square_transform(config.fit, size, processor.image_mean, processor.image_std, way), size
 
 
-def _resized(processor: Any, side: int, own: tuple[int, ...]) -> Any:
+def resized(processor: Any, side: int, own: tuple[int, ...]) -> Any:
     """The same image processor for squares of ``side`` pixels; what it resizes to before it crops grows alike."""
     given = processor.to_dict()
     scaled = {key: round(value * side / own[0]) for key, value in given["size"].items() if value is not None}
@@ -347,6 +363,6 @@ def family_processor(numbers: Any, side: int | None = None) -> Any:
     processor = ViTImageProcessor() if name is None else get_image_processor_class_from_name(name)()
     if "num_patches" in taken_names({"model_type": numbers.model_type}) and "max_num_patches" in processor.to_dict():
         return type(processor)(patch_size=numbers.patch_size, max_num_patches=numbers.num_patches)
-    side = side or _pair(numbers.image_size)[0]
+    side = side or pair(numbers.image_size)[0]
     own = ProcessedPicture(processor)(Image.new("RGB", (60, 40))).shape[1:]
-    return _resized(processor, side, tuple(own))
+    return resized(processor, side, tuple(own))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 
@@ -73,6 +74,7 @@ class WhisperConfig(EncoderConfig):
     - ``max_seconds``: longer sounds are refused. A minute costs 3000 features.
     """
 
+    suggested: ClassVar[Mapping[str, Any]] = {"audio": {"pretrained": "openai/whisper-small"}}
     kind: Literal["whisper"] = "whisper"
     arch: Size | None = None
     architecture: WhisperArchitecture | None = None

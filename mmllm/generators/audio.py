@@ -63,6 +63,12 @@ class AudioDiffusionConfig(LatentDiffusionConfig):
         "AudioLDM2Pipeline": Family(f"{MODULE}:AudioLDM2", _audioldm2, _mel_seconds),
         "StableAudioPipeline": Family(f"{MODULE}:StableAudio", _stable_audio, _wave_seconds),
     }
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "audio": {
+            "pretrained": "cvssp/audioldm-l-full",
+            "architecture": {"pipeline": "AudioLDMPipeline", "condition": {"text": [1, 512]}},
+        }
+    }
     kind: Literal["audio_diffusion"] = "audio_diffusion"
     seconds: Annotated[float, Field(gt=0)] | None = None
 

@@ -156,6 +156,18 @@ class VQConfig(PretrainedCodesConfig):
             },
         )
     }
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "image": {
+            "pretrained": "amused/amused-256",
+            "subfolder": "vqvae",
+            "pixel_range": [0, 1],
+            "architecture": {
+                "model": "VQModel",
+                "num_vq_embeddings": 8192,
+                "block_out_channels": [128, 256, 256, 512, 768],
+            },
+        }
+    }
     kind: Literal["vq"] = "vq"
     width: PositiveInt = 256
     height: PositiveInt = 256
@@ -224,6 +236,12 @@ class AudioCodecConfig(PretrainedCodesConfig):
                 "sampling_rate": 8000,
             },
         ),
+    }
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "audio": {
+            "pretrained": "facebook/encodec_24khz",
+            "architecture": {"model": "EncodecModel", "codebook_size": 1024, "sampling_rate": 24000},
+        }
     }
     kind: Literal["audio_codec"] = "audio_codec"
     seconds: Annotated[float, Field(gt=0)] = 2.0

@@ -62,6 +62,10 @@ def _square(denoiser: str, own: int | None = None) -> Callable[[Read], dict[str,
     return size
 
 
+# Pixels of a tiny pipeline's pictures where the pipeline's own size is a number in its code, not one of its (tiny) parts.
+TINY_SIDES = {"FluxPipeline": 32}
+
+
 class StableDiffusionConfig(LatentDiffusionConfig):
     """Pictures: Stable Diffusion 1 and 2, XL (with its pooled vector), 3; Flux; Sana.
 
@@ -78,12 +82,20 @@ class StableDiffusionConfig(LatentDiffusionConfig):
         "FluxPipeline": Family(f"{MODULE}:Flux", _joint(512, clip=False), _square("transformer", own=128)),
         "SanaPipeline": Family(f"{MODULE}:Sana", _sana, _square("transformer")),
     }
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "image": {
+            "pretrained": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+            "architecture": {"pipeline": "StableDiffusionPipeline", "condition": {"text": [77, 768]}},
+        }
+    }
     kind: Literal["stable_diffusion"] = "stable_diffusion"
     width: PositiveInt | None = None
     height: PositiveInt | None = None
 
     def tiny(self) -> Self:
-        return super().tiny().model_copy(update={"width": None, "height": None})
+        tiny = super().tiny()
+        side = TINY_SIDES.get((tiny.architecture or {})["pipeline"])
+        return tiny.model_copy(update={"width": side, "height": side})
 
     def size(self) -> dict[str, Any]:
         return {name: value for name, value in (("width", self.width), ("height", self.height)) if value is not None}

@@ -48,6 +48,12 @@ class VideoDiffusionConfig(LatentDiffusionConfig):
         "TextToVideoSDPipeline": Family(f"{MODULE}:TextToVideo", _unet3d, _unet3d_size),
         "WanPipeline": Family(f"{MODULE}:Wan", _wan, _wan_size),
     }
+    suggested: ClassVar[Mapping[str, Any]] = {
+        "video": {
+            "pretrained": "cerspense/zeroscope_v2_576w",
+            "architecture": {"pipeline": "TextToVideoSDPipeline", "condition": {"text": [77, 1024]}},
+        }
+    }
     kind: Literal["video_diffusion"] = "video_diffusion"
     width: PositiveInt | None = None
     height: PositiveInt | None = None

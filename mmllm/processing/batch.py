@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ class Span:
 
     ``layout`` is how the encoder's features lie, where the projector asks for it; ``caption`` what the assistant says to it,
     where it is alone of its modality in its message.
+    A ``fused`` one takes no tokens beside its markers; its features are seen from the first marker on, ``start - 1``.
     """
 
     modality: str
@@ -28,6 +30,7 @@ class Span:
     item: dict[str, Tensor]
     layout: tuple[int, ...] | None = None
     caption: str | None = None
+    fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation ready for batching. ``supervised[i]`` says whether token i is to be predicted; ``replies`` is what the
+    """One conversation ready for batching. ``supervised[i]`` says whether token i is to be predicted; ``said`` is what the
     assistant says in it.
     """
 
@@ -58,7 +61,17 @@ class Encoded:
     supervised: list[bool]
     spans: list[Span]
     made: list[Made] = field(default_factory=list)
-    replies: str = ""
+    said: str = ""
+
+    @property
+    def replies(self) -> list[tuple[int, int]]:
+        """Where runs of supervised tokens begin and end; the first token has nothing before it to be predicted from."""
+        found, at = list[tuple[int, int]](), 1
+        for flag, run in groupby(self.supervised[1:]):
+            first, at = at, at + len(list(run))
+            if flag:
+                found.append((first, at))
+        return found
 
     @property
     def num_supervised(self) -> int:
@@ -72,7 +85,8 @@ class MediaBatch:
 
     ``inputs`` is what the encoder takes. Row ``sources[i]`` of the projector's output, seen as ``(N * Q, D_llm)``, belongs
     at row ``positions[i]`` of the token embeddings, seen as ``(B * T, D_llm)``. ``width`` is Q. ``layouts (N, K)`` are the
-    items' layouts where the projector asks for them.
+    items' layouts where the projector asks for them. Of fused media none has a row: ``fused (N, 3)`` are row, first column that
+    sees it, and number of features of each.
     """
 
     inputs: dict[str, Tensor]
@@ -80,11 +94,12 @@ class MediaBatch:
     sources: Tensor
     width: int
     layouts: Tensor | None = None
+    fused: Tensor | None = None
 
     def to(self, device: torch.device | str) -> MediaBatch:
         inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
-        layouts = None if self.layouts is None else self.layouts.to(device)
-        return MediaBatch(inputs, self.positions.to(device), self.sources.to(device), self.width, layouts)
+        layouts, fused = (None if t is None else t.to(device) for t in (self.layouts, self.fused))
+        return MediaBatch(inputs, self.positions.to(device), self.sources.to(device), self.width, layouts, fused)
 
 
 @dataclass
@@ -157,7 +172,8 @@ class Batch:
     ``targets (K,)``: the head runs nowhere else. Where media are written in codes, ``ids`` and ``targets`` hold others until
     ``MultimodalLM.with_codes`` has made them. ``captions`` has those of media of an input that aligns with them,
     ``prompted`` the same as its P-Former reads them, and ``sentences`` what the assistant says in each conversation (``items``
-    are rows then).
+    are rows then). ``replies (R, 3)`` are the assistant's replies that are supervised: row, first position, position behind
+    the last one.
     """
 
     ids: Tensor
@@ -171,6 +187,7 @@ class Batch:
     captions: dict[str, CaptionBatch] = field(default_factory=dict)
     prompted: dict[str, CaptionBatch] = field(default_factory=dict)
     sentences: dict[str, CaptionBatch] = field(default_factory=dict)
+    replies: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -205,8 +222,9 @@ class Batch:
         predict, targets = self.predict.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
         made = {name: m.to(device) for name, m in self.made.items()}
         codes = {name: c.to(device) for name, c in self.codes.items()}
-        read = [
-            {name: c.to(device) for name, c in found.items()}
-            for found in (self.captions, self.prompted, self.sentences)
-        ]
-        return Batch(ids, attention, predict, targets, media, self.sample_ids, made, codes, *read)
+        captions, prompted, sentences = (
+            {name: c.to(device) for name, c in read.items()} for read in (self.captions, self.prompted, self.sentences)
+        )
+        replies = None if self.replies is None else self.replies.to(device, non_blocking=True)
+        own = media, self.sample_ids, made, codes, captions, prompted, sentences, replies
+        return Batch(ids, attention, predict, targets, *own)

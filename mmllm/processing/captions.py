@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from mmllm.config.alignment import CaptionConfig
 from mmllm.config.base import BuildContext, problems_at
 from mmllm.config.run import ModelConfig
 from mmllm.errors import CheckpointError, ConfigError, brief
-from mmllm.processing.batch import CaptionBatch
+from mmllm.processing.batch import CaptionBatch, Encoded
 from mmllm.processing.messages import Message
 
 if TYPE_CHECKING:
@@ -68,16 +68,37 @@ def caption_readers(config: ModelConfig, context: BuildContext) -> dict[str, Cap
     return readers
 
 
-def read_all(
-    readers: Mapping[str, CaptionReader], part: str, texts: Mapping[str, Sequence[tuple[int, str | None]]]
+def collate_texts(
+    readers: Mapping[str, CaptionReader], samples: Sequence[Encoded], modalities: Iterable[str]
+) -> tuple[dict[str, CaptionBatch], dict[str, CaptionBatch], dict[str, CaptionBatch]]:
+    """A batch's ``captions``, ``prompted`` and ``sentences`` (see ``Batch``), by modality: those that one of ``readers`` reads."""
+    captions: dict[str, list[str | None]] = {}
+    for span in (span for sample in samples for span in sample.spans):
+        captions.setdefault(span.modality, []).append(span.caption)
+    told = {name: captions[name] for name in sorted(captions)}
+    said = [sample.said for sample in samples]
+    return (
+        _read_all(readers, "alignment", told),
+        _read_all(readers, "prompt", told),
+        _read_all(readers, "prompt", dict.fromkeys(modalities, said)),
+    )
+
+
+def _read_all(
+    readers: Mapping[str, CaptionReader], part: str, texts: Mapping[str, Sequence[str | None]]
 ) -> dict[str, CaptionBatch]:
-    """The numbered ``texts`` of each modality as its ``part`` reads them, without the empty ones and those that none reads."""
+    """The ``texts`` of each modality as its ``part`` reads them, numbered, without the empty ones and those that none reads."""
     found = {}
     for name, told in texts.items():
-        some = [(index, text) for index, text in told if text]
+        some = [(index, text) for index, text in enumerate(told) if text]
         if some and (reader := readers.get(f"inputs.{name}.{part}")):
             found[name] = reader([index for index, _ in some], [text for _, text in some])
     return found
+
+
+def said_in(messages: Sequence[Message]) -> str:
+    """What the assistant says in a conversation."""
+    return " ".join(m.text.strip() for m in messages if m.role == "assistant").strip()
 
 
 def captions_of(messages: Sequence[Message]) -> list[str | None]:

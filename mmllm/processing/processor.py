@@ -29,9 +29,10 @@ from mmllm.config.families import outputs_of
 from mmllm.errors import ConfigError, DataError, MediaError, SampleTooLong
 from mmllm.processing.audio import decode_audio
 from mmllm.processing.batch import Batch, CodeBatch, Encoded, Made, MadeBatch, MediaBatch, Span
-from mmllm.processing.captions import CaptionReader, captions_of, read_all
+from mmllm.processing.captions import CaptionReader, captions_of, collate_texts, said_in
 from mmllm.processing.images import decode_image
 from mmllm.processing.messages import Message, Part, Sample, check_turns, parse_messages
+from mmllm.processing.point_clouds import decode_point_cloud
 from mmllm.processing.sources import Limits, read_media
 from mmllm.processing.spans import render
 from mmllm.processing.video import decode_video
@@ -42,7 +43,12 @@ if TYPE_CHECKING:
     from mmllm.config.families import Preprocessor, ProjectorConfig, Target, TokenGroup
     from mmllm.config.run import ModelConfig
 
-DECODERS: dict[str, Callable[..., Any]] = {"image": decode_image, "audio": decode_audio, "video": decode_video}
+DECODERS: dict[str, Callable[..., Any]] = {
+    "image": decode_image,
+    "audio": decode_audio,
+    "video": decode_video,
+    "point_cloud": decode_point_cloud,
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,7 @@ class Modality:
     projector: ProjectorConfig
     placeholder: int
     markers: tuple[int, int] | None
+    fused: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,7 @@ class Processor:
         markers = {name: (next_id + 2 * i, next_id + 2 * i + 1) for i, name in enumerate(marked)}
         next_id += 2 * len(marked)
         self.modalities = {
-            name: Modality(preprocessors[name], part.projector, next_id + i, markers.get(name))
+            name: Modality(preprocessors[name], part.projector, next_id + i, markers.get(name), part.fusion is not None)
             for i, (name, part) in enumerate(config.inputs.items())
         }
         stop = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -238,8 +245,7 @@ class Processor:
                     f"{', '.join(known) or 'none'}"
                 )
         rendered = render(self.tokenizer, messages, generation_prompt=generation_prompt)
-        said = " ".join(m.text.strip() for m in messages if m.role == "assistant").strip()
-        encoded = Encoded(id, [], [], [], [], said)
+        encoded = Encoded(id, [], [], [], said=said_in(messages))
         for piece in rendered.pieces:
             if piece.media is None:
                 encoded.ids.extend(piece.ids)
@@ -260,9 +266,9 @@ class Processor:
             modality, item = self.modalities[part.type], self.load(part, root)
             count, layout = outputs_of(modality.projector, modality.preprocessor, item)
             start, end = ([m] for m in modality.markers) if modality.markers else ([], [])
-            place = len(encoded.ids) + len(start)
-            encoded.spans.append(Span(part.type, place, count, item, layout, captions[piece.media]))
-            encoded.ids.extend(start + [modality.placeholder] * count + end)
+            place, width = len(encoded.ids) + len(start), 0 if modality.fused else count
+            encoded.spans.append(Span(part.type, place, count, item, layout, captions[piece.media], modality.fused))
+            encoded.ids.extend(start + [modality.placeholder] * width + end)
             encoded.supervised.extend([False] * (len(encoded.ids) - len(encoded.supervised)))
         return encoded
 
@@ -310,7 +316,7 @@ class Processor:
         rows, width = len(samples), max(len(s.ids) for s in samples)
         ids = torch.full((rows, width), self.pad_id, dtype=torch.int64)
         attention = torch.zeros((rows, width), dtype=torch.int64)
-        predict, targets = [], []
+        predict, targets, replies = [], [], list[tuple[int, int, int]]()
         items: dict[str, list[tuple[int, Span]]] = {}
         things: dict[str, list[tuple[int, Made]]] = {}
         for row, sample in enumerate(samples):
@@ -321,43 +327,43 @@ class Processor:
             wanted = torch.tensor(sample.supervised[1:], dtype=torch.bool).nonzero().flatten()
             predict.append(wanted + row * width + offset)
             targets.append(tokens[1:][wanted])
+            replies += [(row, offset + first, offset + behind) for first, behind in sample.replies]
             for span in sample.spans:
                 items.setdefault(span.modality, []).append((row * width + offset + span.start, span))
             for thing in sample.made:
                 things.setdefault(thing.modality, []).append((row * width + offset + thing.start, thing))
         # Sorted so that every rank and every run visits the modalities in the same order.
-        media = {name: self._collate_media(name, items[name]) for name in sorted(items)}
+        media = {name: self._collate_media(name, items[name], width) for name in sorted(items)}
         written = {name for name in things if self.signals[name].group.free}
         made = {name: self._collate_made(name, things[name]) for name in sorted(things.keys() - written)}
         codes = {name: self._collate_codes(name, things[name]) for name in sorted(written)}
-        told = {name: [(i, span.caption) for i, (_, span) in enumerate(items[name])] for name in sorted(items)}
-        captions, prompted = (read_all(self._captions, part, told) for part in ("alignment", "prompt"))
-        replies = list(enumerate(sample.replies for sample in samples))
-        sentences = read_all(self._captions, "prompt", dict.fromkeys(self.modalities, replies))
-        sample_ids = [sample.id for sample in samples]
         return Batch(
             ids,
             attention,
             torch.cat(predict),
             torch.cat(targets),
             media,
-            sample_ids,
+            [sample.id for sample in samples],
             made,
             codes,
-            captions,
-            prompted,
-            sentences,
+            *collate_texts(self._captions, samples, self.modalities),
+            torch.tensor(replies, dtype=torch.int64).view(-1, 3),
         )
 
-    def _collate_media(self, name: str, placed: list[tuple[int, Span]]) -> MediaBatch:
+    def _collate_media(self, name: str, placed: list[tuple[int, Span]], row_width: int) -> MediaBatch:
         modality = self.modalities[name]
         inputs = modality.preprocessor.collate([span.item for _, span in placed])
         # The projector's padded length: the item with the most outputs sets it.
         width = max(span.count for _, span in placed)
+        told = [span.layout for _, span in placed if span.layout is not None]
+        layouts = torch.tensor(told) if told else None
+        if modality.fused:
+            none = torch.zeros(0, dtype=torch.int64)
+            places = [[*divmod(start - 1, row_width), span.count] for start, span in placed]
+            return MediaBatch(inputs, none, none, width, layouts, torch.tensor(places))
         positions = torch.cat([torch.arange(start, start + span.count) for start, span in placed])
         sources = torch.cat([torch.arange(i * width, i * width + span.count) for i, (_, span) in enumerate(placed)])
-        layouts = [span.layout for _, span in placed if span.layout is not None]
-        return MediaBatch(inputs, positions, sources, width, torch.tensor(layouts) if layouts else None)
+        return MediaBatch(inputs, positions, sources, width, layouts)
 
     def _collate_made(self, name: str, placed: list[tuple[int, Made]]) -> MadeBatch:
         count = self.signals[name].count

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from mmllm.errors import MediaError
 
 DECODER_VERSION = 1
-"""Raised whenever a rule of ``decode_image``, ``decode_audio`` or ``decode_video`` changes what the same bytes decode to."""
+"""Raised whenever a rule of a decoder (``mmllm.processing.processor.DECODERS``) changes what the same bytes decode to."""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")  # two or more characters: one letter and a colon is a drive
 _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
@@ -24,16 +24,19 @@ _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)
 class Limits:
     """The largest media that are opened. Each limit is checked before the memory it guards is taken.
 
-    ``max_bytes``: encoded size of one picture, sound or clip, in bytes (default 256 MiB: 25 minutes of CD-quality WAV).
+    ``max_bytes``: encoded size of one medium, in bytes (default 256 MiB: 25 minutes of CD-quality WAV).
     ``max_pixels``: width x height of one picture, from its header (default 40 million: four times a 4K frame and more).
     ``max_seconds``: playing time of one sound, at its own sampling rate, or clip (default 1800: half an hour).
     ``max_frames``: pictures of one clip, in the file and asked for (default 108,000: half an hour at 60 a second).
+    ``max_vertices``, ``max_faces``: of one point cloud or mesh, all its parts together (default 2 million each).
     """
 
     max_bytes: int = 256 * 1024 * 1024
     max_pixels: int = 40_000_000
     max_seconds: float = 1800.0
     max_frames: int = 108_000
+    max_vertices: int = 2_000_000
+    max_faces: int = 2_000_000
 
     def __post_init__(self) -> None:
         for name, value in (
@@ -41,6 +44,8 @@ class Limits:
             ("max_pixels", self.max_pixels),
             ("max_seconds", self.max_seconds),
             ("max_frames", self.max_frames),
+            ("max_vertices", self.max_vertices),
+            ("max_faces", self.max_faces),
         ):
             if not value > 0:
                 raise ValueError(f"{name} is {value}; it must be greater than 0")

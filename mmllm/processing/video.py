@@ -8,7 +8,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from PIL import Image, ImageOps
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import av
 
 FORMATS = "MP4, MOV, WebM, Matroska, AVI, MPEG, FLV, WMV and Ogg; animated GIF, WebP and PNG"
+Spread = Literal["ends", "middles"]
 KEPT = 8
 """All pictures kept of one clip have at most this many times ``Limits.max_pixels`` together (3 bytes each)."""
 DECODED = 5_000
@@ -63,12 +64,19 @@ _UPRIGHT = {  # signs of (a, b, c, d) of the display matrix (ISO 14496-12 8.3.2)
 
 
 def decode_video(
-    data: bytes, limits: Limits, *, frames: int, clips: int = 1, seconds: float | None = None
+    data: bytes,
+    limits: Limits,
+    *,
+    frames: int,
+    clips: int = 1,
+    seconds: float | None = None,
+    spread: Spread = "ends",
 ) -> list[Image.Image]:
     """``clips * frames`` pictures of one film or animation, in order of time: mode ``RGB``, upright, all of one size.
 
     Without ``seconds`` they are spread evenly over the whole: frame ``round(i * (T - 1) / (frames - 1))`` of its T frames,
-    so the first and the last are among them (one alone is the middle frame). With it, ``clips`` stretches of that length
+    so the first and the last are among them (one alone is the middle frame); with ``spread: middles`` the middle one of each
+    of ``frames`` equal pieces, ``floor((2i + 1) T / 2 frames)``. With ``seconds``, ``clips`` stretches of that length
     are spread evenly (the first at the beginning, the last at the end), and each gives ``frames`` pictures by the same
     rule. Frames are repeated where there are too few. ``place`` is the rule.
 
@@ -90,7 +98,7 @@ def decode_video(
     name, animation = _sniff(data)
     try:
         decode = _decode_animation if animation else _decode_film
-        return decode(data, name, _Wanted(frames, clips, seconds), limits)
+        return decode(data, name, _Wanted(frames, clips, seconds, spread), limits)
     except MediaError:
         raise
     except ModuleNotFoundError as error:
@@ -102,7 +110,9 @@ def decode_video(
         raise MediaError(f"the {name} clip is truncated or damaged ({detail}); save or download it again") from error
 
 
-def place(times: Sequence[Fraction], end: Fraction, frames: int, clips: int, seconds: float | None) -> list[int]:
+def place(
+    times: Sequence[Fraction], end: Fraction, frames: int, clips: int, seconds: float | None, spread: Spread = "ends"
+) -> list[int]:
     """Indices of the ``clips * frames`` frames to keep. ``times`` (ascending) is when each frame is shown, in seconds from
     the first; ``end`` is when the last one goes.
     """
@@ -117,6 +127,9 @@ def place(times: Sequence[Fraction], end: Fraction, frames: int, clips: int, sec
     for first, stop in stretches:
         first = min(first, len(times) - 1)
         count = max(stop - first, 1)  # between two frames of a slow clip there may be none: the next one is shown
+        if spread == "middles":
+            chosen += [first + (2 * i + 1) * count // (2 * frames) for i in range(frames)]
+            continue
         steps = [Fraction(i, frames - 1) for i in range(frames)] if frames > 1 else [Fraction(1, 2)]
         chosen += [first + int(step * (count - 1) + Fraction(1, 2)) for step in steps]
     return chosen
@@ -127,6 +140,7 @@ class _Wanted:
     frames: int
     clips: int
     seconds: float | None
+    spread: Spread
 
     def indices(self, times: Sequence[Fraction], end: Fraction, limits: Limits) -> list[int]:
         _check_count(len(times), limits)
@@ -134,7 +148,7 @@ class _Wanted:
             raise MediaError(
                 f"the clip is longer than {limits.max_seconds:g} seconds (max_seconds); cut it into shorter pieces"
             )
-        return place(times, end, self.frames, self.clips, self.seconds)
+        return place(times, end, self.frames, self.clips, self.seconds, self.spread)
 
 
 def _sniff(data: bytes) -> tuple[str, bool]:

@@ -92,7 +92,7 @@ class Blip2Alignment(nn.Module):
 
     def match(self, projector: QFormerProjector, features: Tensor, seen: Tensor, ids: Tensor, real: Tensor) -> Tensor:
         """Logits ``(N, 2)``, float32, that a medium and a caption do not, or do, belong together: means over the queries."""
-        count = projector.query_tokens.shape[1]
+        count = projector.queries().shape[1]
         mask = F.pad(real, (count, 0), value=True)[:, None]
         states = projector.read_text(self.embeddings(ids), self.text_blocks, mask, (features, seen))
         logits: Tensor = self.itm_head(states[:, :count]).float().mean(dim=1)
@@ -104,7 +104,7 @@ class Blip2Alignment(nn.Module):
         """The states ``(N, Q, hidden_dim)`` of the queries, which see no text, and the logits ``(N, L - 1, rows)`` of the tokens
         of the captions from the second on, each from the queries and the tokens before it, ``[DEC]`` first.
         """
-        count, length = projector.query_tokens.shape[1], ids.shape[1]
+        count, length = projector.queries().shape[1], ids.shape[1]
         begun = torch.cat([torch.full_like(ids[:, :1], self.begin), ids[:, 1:]], dim=1)
         mask = torch.ones(count + length, count + length, dtype=torch.bool, device=ids.device).tril()
         mask[:count, :count] = True
@@ -133,11 +133,11 @@ class Blip2Alignment(nn.Module):
         states = None
         if "itg" in objectives and count:
             states, logits = self.write(projector, features, seen, ids, real)
-            wanted = real[:, 1:]
+            wanted = real[:, 1:].nonzero(as_tuple=True)
             sums["itg"] = self._cross_entropy(logits[wanted].float(), ids[:, 1:][wanted])
         if told_apart:
             dim = self.text_projection.out_features
-            queries = projector.query_tokens.shape[1]
+            queries = projector.queries().shape[1]
             media = text = self.temperature.new_zeros(0)
             with torch.set_grad_enabled(torch.is_grad_enabled() and "itc" in objectives):
                 media, text = media.view(0, queries, dim), text.view(0, dim)

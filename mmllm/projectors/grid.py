@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import PositiveInt, model_validator
 
@@ -94,6 +95,8 @@ class PoolConfig(GridConfig):
     ``factor`` steps, as Qwen-Audio's) and ``size`` ([rows, cols] for every picture whatever its grid: adaptive pooling,
     DeCo, arXiv 2405.20985). Blocks at the edge average what there is of them. The rest as for ``mlp``.
     """
+
+    suggested: ClassVar[Mapping[str, Any]] = {"any": {"factor": 2}}
 
     kind: Literal["pool"] = "pool"
     factor: PositiveInt | None = None

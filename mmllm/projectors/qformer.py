@@ -4,9 +4,10 @@ one with queries for each of several encoders (``mq_former``).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from mmllm.config.base import BuildContext
 from mmllm.config.families import Layout, LayoutProjectorConfig, Membered, Preprocessor, ProjectorConfig
@@ -47,9 +48,10 @@ class QueryingConfig(ProjectorConfig):
 class QFormerConfig(QueryingConfig):
     """``num_queries`` trained queries read the features by cross-attention in every ``cross_attention_every``-th layer.
 
-    However many features there are, ``num_queries`` outputs come out, unless there are windows. The defaults are BLIP-2's
+    However many features there are, one output comes out for each query, unless there are windows. The defaults are BLIP-2's
     numbers.
 
+    - ``extra_queries`` stand behind the others and start at random beside pretrained ones (VideoChat, arXiv 2305.06355).
     - ``window``: the queries read ``window`` features, and then the next, so that a long sound has more outputs than a short
       one: SALMONN's window-level Q-Former (arXiv 2310.13289). Windows begin ``stride`` features apart (``window`` unless
       given), and outputs stand in the order of the windows; all weights are shared. The last window may be shorter, and
@@ -65,6 +67,7 @@ class QFormerConfig(QueryingConfig):
 
     kind: Literal["qformer"] = "qformer"
     num_queries: PositiveInt = 32
+    extra_queries: NonNegativeInt = 0
     norm: bool = False
     window: PositiveInt | None = None
     stride: PositiveInt | None = None
@@ -94,12 +97,12 @@ class QFormerConfig(QueryingConfig):
         return 1 + max(0, -(-(length - self.window) // (self.stride or self.window)))
 
     def num_outputs(self, length: int) -> int:
-        return self.num_queries * self.num_windows(length)
+        return (self.num_queries + self.extra_queries) * self.num_windows(length)
 
     def tiny(self) -> QFormerConfig:
         """At most 4 queries and two layers of width 16, one without cross-attention where the original has such."""
-        few = {"num_queries": min(self.num_queries, 4), "pretrained": None, "bert": None, "revision": None}
-        return super().tiny().model_copy(update=few)
+        few = {"num_queries": min(self.num_queries, 4), "extra_queries": min(self.extra_queries, 2)}
+        return super().tiny().model_copy(update={**few, "pretrained": None, "bert": None, "revision": None})
 
     def build(self, context: BuildContext, *, input_dim: int, output_dim: int) -> QFormerProjector:
         """Raises ``CheckpointError`` when the checkpoint has other numbers."""
@@ -117,6 +120,8 @@ class MQFormerConfig(QueryingConfig, LayoutProjectorConfig):
     they may be of any scale and, with the encoder's ``widths: pad``, of any width. ``queries`` are the encoders' names, in
     their order, and how many queries each has; as many outputs come out, those of the first encoder first.
     """
+
+    suggested: ClassVar[Mapping[str, Any]] = {"any": {"queries": {"siglip": 16, "dino": 16}}}  # `fused`'s suggestion
 
     kind: Literal["mq_former"] = "mq_former"
     queries: Annotated[dict[Name, PositiveInt], Field(min_length=2)]

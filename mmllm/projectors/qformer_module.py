@@ -55,6 +55,9 @@ class QFormerProjector(Projector):
         self.query_tokens = nn.Parameter(torch.empty(1, config.num_queries, config.hidden_dim))
         self.language_projection = nn.Linear(config.hidden_dim, output_dim)
         nn.init.normal_(self.query_tokens, std=0.02)
+        self.extra_query_tokens: nn.Parameter | None = None
+        if config.extra_queries:
+            self.extra_query_tokens = nn.Parameter(0.02 * torch.randn(1, config.extra_queries, config.hidden_dim))
         start_at_embeddings(self.language_projection)
         self.window, self.stride = config.window, config.stride or config.window
 
@@ -67,11 +70,18 @@ class QFormerProjector(Projector):
         outputs = read.new_zeros(*real.shape, *read.shape[1:]).index_put(real.nonzero(as_tuple=True), read)
         return outputs.flatten(1, 2), real.repeat_interleave(read.shape[1], dim=1)
 
+    def queries(self) -> Tensor:
+        """All queries ``(1, Q, hidden_dim)``."""
+        if self.extra_query_tokens is None:
+            return self.query_tokens
+        return torch.cat([self.query_tokens, self.extra_query_tokens], dim=1)
+
     def read(self, features: Tensor, mask: Tensor) -> Tensor:
-        """``(N, S, input_dim)`` to ``(N, num_queries, hidden_dim)``: what the queries have read, behind the last layer."""
-        queries = self.query_tokens.expand(len(features), -1, -1)
+        """``(N, S, input_dim)`` to ``(N, queries, hidden_dim)``: what the queries have read, behind the last layer."""
         found: Tensor = self.qformer(
-            query_embeds=queries, encoder_hidden_states=self.norm(features), encoder_attention_mask=mask.long()
+            query_embeds=self.queries().expand(len(features), -1, -1),
+            encoder_hidden_states=self.norm(features),
+            encoder_attention_mask=mask.long(),
         ).last_hidden_state
         return found
 
@@ -90,8 +100,9 @@ class QFormerProjector(Projector):
         """
         count, parts, features, seen = 0, [text], None, None
         if media is not None:
-            count = self.query_tokens.shape[1]
-            parts.insert(0, self.query_tokens.expand(len(text), -1, -1).to(text.dtype))
+            own = self.queries()
+            count = own.shape[1]
+            parts.insert(0, own.expand(len(text), -1, -1).to(text.dtype))
             features, seen = self.norm(media[0]), media[1][:, None, None]
         states: Tensor = self.qformer.dropout(self.qformer.layernorm(torch.cat(parts, dim=1)))
         for layer, text_block in zip(self.qformer.encoder.layer, text_blocks, strict=True):
@@ -202,6 +213,8 @@ def _load_blip2(projector: QFormerProjector, config: QFormerConfig, reference: s
     weight = tensors.get("language_projection.weight")
     if weight is None or weight.shape != fresh["language_projection.weight"].shape:
         tensors |= fresh  # made for a language model of another width
+    if projector.extra_query_tokens is not None:  # new beside the checkpoint's
+        tensors["extra_query_tokens"] = projector.extra_query_tokens.detach()
     load_into(projector, tensors, reference)
 
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Seconds between progress lines where there is no terminal to draw a bar on.
 LINE_EVERY = 30.0
+# Seconds between drawings of the losses while a run goes on: frequent saves are not to wait for them.
+DRAW_EVERY = 60.0
 
 
 def check_trackers(names: list[str]) -> None:
@@ -77,6 +79,7 @@ class Reporter:
         self.metrics = Metrics(folder / "metrics.jsonl")
         self._bar: Progress | None = None
         self._total, self._started, self._first, self._spoken = 0, 0.0, 0, 0.0
+        self._drawn = time.monotonic()
 
     @contextmanager
     def stage(self, name: str, done: int, total: int) -> Iterator[None]:
@@ -121,6 +124,12 @@ class Reporter:
             self.say(f"{stage}  step {row['step']}  evaluation loss {row['eval_loss']:.4f}")
         for question, expected, answered in row.get("replies", []):
             self.say(f"  {question!r}\n    expected {expected!r}\n    answered {answered!r}")
+
+    def draw(self, every: float = 0.0) -> None:
+        """Draw ``loss.png``, unless that was done within the last ``every`` seconds (the run's beginning counts)."""
+        if time.monotonic() - self._drawn >= every:
+            self._drawn = time.monotonic()
+            plot_losses(self.metrics.rows(), self.folder / "loss.png")
 
     def say(self, text: Any) -> None:
         """A line (or table) for people, in the main process only."""
@@ -171,8 +180,7 @@ def smooth(values: list[float], weight: float = 0.95) -> list[float]:
 
 
 def write_summary(folder: Path, rows: list[dict[str, Any]], accelerator: Accelerator, config: RunConfig) -> float:
-    """Write ``run.md`` and ``loss.png`` from the rows of ``metrics.jsonl``; the seconds that all steps took."""
-    plot_losses(rows, folder / "loss.png")
+    """Write ``run.md`` from the rows of ``metrics.jsonl``; the seconds that all steps took."""
     lines, total = ["# Training run", ""], 0.0
     for name in dict.fromkeys(row["stage"] for row in rows):
         own = [row for row in rows if row["stage"] == name]

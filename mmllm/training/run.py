@@ -128,6 +128,7 @@ def finish(run: Run) -> Path:
     if run.accelerator.is_main_process:
         checkpoint.save(final, run.model, run.processor, run.config, run.context, run.trained)
         seconds = write_summary(run.folder, run.reporter.metrics.rows(), run.accelerator, run.config)
+        run.reporter.draw()
         run.reporter.say(f"trained in {duration(seconds)}; the model is in {final}, see {run.folder / 'run.md'}")
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()

@@ -27,7 +27,7 @@ from mmllm.training.checkpoint import Position
 from mmllm.training.loop import StepResult, SummedLoss, evaluate, run_steps
 from mmllm.training.optimizer import build_optimizer
 from mmllm.training.preview import sample_replies
-from mmllm.training.report import Reporter, table, write_summary
+from mmllm.training.report import DRAW_EVERY, Reporter, table, write_summary
 from mmllm.training.stages import FrozenSnapshot, check_finite, check_modalities, freeze, part_rows, resolve
 
 if TYPE_CHECKING:
@@ -173,6 +173,7 @@ class StageRun:
             )
             checkpoint.remove_old(run.folder, run.config.keep_last)
             write_summary(run.folder, run.reporter.metrics.rows(), accelerator, run.config)
+            run.reporter.draw(DRAW_EVERY)
         accelerator.wait_for_everyone()
 
     def _restore(self, position: Position) -> None:

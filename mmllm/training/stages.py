@@ -81,6 +81,7 @@ def freeze(model: MultimodalLM, trained: Iterable[TrainedPart], *, gradient_chec
     for one in model.inputs.values():
         encoder = cast(Input, one).encoder
         _set_modes(encoder, cast(Input, one).adapter, learning)
+        _set_modes(cast(Input, one).projector, None, learning)
         for module in encoder.modules():
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 module.eval()

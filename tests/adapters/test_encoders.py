@@ -25,6 +25,9 @@ ENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "beats": ("beats", {}),
     "cformer": ("cformer", {}),
     "clap": ("clap", {"pretrained": "laion/clap-htsat-unfused"}),
+    "frames": ("frames", {"encoder": {"kind": "vit", "pretrained": "google/vit-base-patch16-224"}}),
+    "videomae": ("videomae", {"pretrained": "MCG-NJU/videomae-base"}),
+    "vjepa2": ("vjepa2", {"pretrained": "facebook/vjepa2-vitl-fpc64-256"}),
 }
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {"kind": "lora", "rank": 2},
@@ -51,11 +54,13 @@ def test_opened_attention_equals_torchs(batch_first: bool, same: bool) -> None:
 
 def examples(preprocess: Any) -> list[Any]:
     rng = torch.Generator().manual_seed(0)
-    if preprocess.media == "image":
-        return [
+    if preprocess.media in ("image", "video"):
+        pictures = [
             Image.fromarray((torch.rand(h, w, 3, generator=rng) * 255).to(torch.uint8).numpy())
             for h, w in ((40, 60), (64, 20))
         ]
+        clips = [[picture] * preprocess.decode_options.get("frames", 1) for picture in pictures]
+        return pictures if preprocess.media == "image" else clips
     rate = preprocess.decode_options["sample_rate"]
     return [(0.1 * torch.randn(count, generator=rng)).numpy() for count in (rate // 3, rate)]
 

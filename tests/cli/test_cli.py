@@ -17,6 +17,8 @@ def test_list_shows_every_kind_with_a_sentence(capsys: pytest.CaptureFixture[str
     assert {"linear", "mlp", "qformer", "cross_attention"} <= set(listing["components"]["input_projector"])
     assert all(text for kinds in listing["components"].values() for text in kinds.values())
     assert "llava/llava-1.5-7b" in listing["configs"]
+    assert listing["packages"].keys() == listing["components"].keys()
+    assert not any(listing["packages"].values())
 
 
 def test_shipped_configurations_are_found_by_name() -> None:
@@ -68,7 +70,7 @@ def test_wrong_usage_is_told(arguments: list[str], text: str, capsys: pytest.Cap
 
 
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("list", "plan", "train", "chat", "generate", "eval", "demo", "data"):
+    for command in ("list", "new", "plan", "train", "chat", "generate", "eval", "demo", "data"):
         with pytest.raises(SystemExit) as exit:
             build_parser().parse_args([command, "--help"])
         assert exit.value.code == 0

@@ -17,7 +17,7 @@ class Painter:
     """Answers with a word and a red picture, and remembers the options."""
 
     def chat(self, messages: Any, **options: Any) -> Reply:
-        self.options = options
+        self.messages, self.options = messages, options
         media = Media("image", ".png")
         media._future.set_result(Image.new("RGB", (4, 4), "red"))
         return Reply.of("Here", [media], ["audio"])
@@ -42,6 +42,33 @@ def test_files_are_written_and_named_in_the_json(
         assert picture.size == (4, 4)
     assert painter.options["media"] == {"image": {"steps": 20, "guidance": 2.5}}
     assert painter.options["seed"] == 3
+
+
+def test_files_of_every_modality_are_sent_before_the_question(painter: Painter) -> None:
+    files = [
+        "--point-cloud",
+        "a.glb",
+        "--image",
+        "a.png",
+        "--point-cloud",
+        "b.ply",
+        "--audio",
+        "a.wav",
+        "--video",
+        "a.mp4",
+    ]
+    assert main(["generate", "--prompt", "what?", *files]) == 0
+    (message,) = painter.messages
+    *media, question = message["content"]
+    expected = [
+        ("image", "a.png"),
+        ("audio", "a.wav"),
+        ("video", "a.mp4"),
+        ("point_cloud", "a.glb"),
+        ("point_cloud", "b.ply"),
+    ]
+    assert [(part["type"], part["path"]) for part in media] == expected
+    assert question["text"] == "what?"
 
 
 def test_without_a_folder_it_says_what_was_not_kept(painter: Painter, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from data_rows import row
 from PIL import Image
@@ -81,7 +82,7 @@ def test_all_faults_are_found_in_one_go(media: Path, write: Write, capsys: pytes
         7: "text.png",
         8: "cut.png",
         9: "red.png",
-        10: "a part of type 'imgae'; expected one of text, image, audio, video; did you mean 'image'?",
+        10: "a part of type 'imgae'; expected one of text, image, audio, video, point_cloud; did you mean 'image'?",
         11: "the assistant's reply is empty",
         12: "no user message",
         13: "no user message",
@@ -199,6 +200,20 @@ def test_clips_are_decoded(media: Path, write: Write) -> None:
     assert "v.mp4" in fault.message
     assert "truncated or damaged" in fault.message
     assert validate(write({"messages": [user, reply], "videos": ["v.mp4"]}), fast=True).ok
+
+
+def test_point_clouds_are_decoded(media: Path, write: Write) -> None:
+    (media / "flat.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n0 1 0\n3 0 1 2\n")
+    (media / "cut.off").write_text("OFF\n3 1 0\n0 0 0\n1 0\n")
+    np.save(media / "objects.npy", np.array([[{}, {}, {}]]), allow_pickle=True)
+    names = ("flat.off", "cut.off", "objects.npy")
+    report = validate(write(*(row(name, [{"type": "point_cloud", "path": name}]) for name in names)))
+    assert report.media["point_cloud"] == 3
+    cut, objects = report.faults
+    assert cut.where.endswith(":2")
+    assert "cut.off" in cut.message
+    assert "truncated or damaged" in cut.message
+    assert "holds object; expected numbers" in objects.message
 
 
 def test_a_file_of_something_else_is_not_read_to_its_end(tmp_path: Path) -> None:

@@ -1,16 +1,16 @@
-"""What a configuration amounts to, before anything is downloaded or trained: built on the meta device and counted."""
+"""The parts of a configuration, before anything is downloaded or trained: built on the meta device and counted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from mmllm.config.base import BuildContext, problems_at
 from mmllm.config.contradictions import contradictions, matching, rate, with_lengths
 from mmllm.config.families import outputs_of
-from mmllm.config.pieces import select, split
-from mmllm.config.run import InputConfig, ModelConfig, OutputConfig, RunConfig, StageConfig
+from mmllm.config.pieces import select
+from mmllm.config.run import InputConfig, OutputConfig, RunConfig, StageConfig
 from mmllm.errors import ConfigError, MediaError
 
 
@@ -47,7 +47,7 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Parts:
     """``parameters`` counts every part; ``hidden_dim`` is the backbone's width, which all projectors end in.
     ``quantized_bytes`` is the memory of a quantised backbone's frozen weights, scales and what stays as it is included; None
     for others.
@@ -62,11 +62,8 @@ class Plan:
     stages: list[StagePlan]
     quantized_bytes: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
-
-def make_plan(config: RunConfig, context: BuildContext) -> Plan:
+def count_parts(config: RunConfig, context: BuildContext) -> Parts:
     """Build the model on the meta device and count. Raises ``ConfigError`` with every contradiction found."""
     import torch
 
@@ -104,7 +101,7 @@ def make_plan(config: RunConfig, context: BuildContext) -> Plan:
     stages = [_stage_plan(stage, sizes) for stage in config.stages]
     backbone, total = model.backbone, sum(parameters.values())
     memory = _quantized_bytes(config, offline)
-    return Plan(backbone.hidden_dim, backbone.vocab_rows, inputs, outputs, parameters, total, stages, memory)
+    return Parts(backbone.hidden_dim, backbone.vocab_rows, inputs, outputs, parameters, total, stages, memory)
 
 
 def _quantized_bytes(config: RunConfig, context: BuildContext) -> int | None:
@@ -146,6 +143,12 @@ def _sound(seconds: float, rate: int) -> Any:
     return np.zeros(int(seconds * rate), dtype=np.float32)
 
 
+def _points(count: int) -> Any:
+    import numpy as np
+
+    return np.random.default_rng(0).random((count, 6), dtype=np.float32)
+
+
 # Example inputs per kind of media: what one would ask the plan about.
 EXAMPLES: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
     "image": {"512x512": lambda _: _picture(512, 512), "1600x400": lambda _: _picture(1600, 400)},
@@ -155,6 +158,7 @@ EXAMPLES: dict[str, dict[str, Callable[[dict[str, Any]], Any]]] = {
         "90 s": lambda options: _sound(90, options["sample_rate"]),
     },
     "video": {"640x360": _clip},
+    "point_cloud": {"any": lambda options: _points(options["points"])},
     "text": {"a sentence": lambda _: "A dog lies on the grass."},
     "imu": {"2000 samples": lambda _: [[0.0] * 2000] * 6},
 }
@@ -172,7 +176,8 @@ def _tokens(path: str, part: InputConfig, context: BuildContext, problems: list[
                 refusal = error
                 continue
             with problems_at(f"{path}.projector", problems, context):
-                tokens[label] = outputs_of(part.projector, preprocessor, item)[0] + 2 * part.markers
+                taken = 0 if part.fusion else outputs_of(part.projector, preprocessor, item)[0]
+                tokens[label] = taken + 2 * part.markers
         if not tokens:
             raise refusal
     return tokens
@@ -196,60 +201,3 @@ def _stage_plan(stage: StageConfig, sizes: Mapping[str, Mapping[str, int]]) -> S
     """``sizes`` are the numbers of elements of the model's parameters, by part."""
     parts = {name: sum(select(sizes, name).values()) for name in matching(stage.train, sizes)}
     return StagePlan(stage.name, sum(parts.values()), parts, {name: rate(stage, name) for name in parts})
-
-
-def count(number: int) -> str:
-    """``1234567`` as ``1.23 M``."""
-    for size, unit in ((1e9, " B"), (1e6, " M"), (1e3, " k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)
-
-
-def _state(part: str, trained: Collection[str]) -> str:
-    """What a stage that trains the parts and pieces ``trained`` does with ``part``."""
-    if part in trained:
-        return "train"
-    return "in part" if part in {split(piece)[0] for piece in trained} else "frozen"
-
-
-def render(plan: Plan, config: ModelConfig) -> str:
-    """The plan as text for a terminal."""
-    lines = ["parts"]
-    for name, part in plan.inputs.items():
-        sizes = ", ".join(f"{label}: {n}" for label, n in part.tokens.items())
-        lines += [
-            f"  {name}",
-            f"    encoder    {part.encoder:<16} (N, S, {part.feature_dim})   {count(plan.parameters[f'inputs.{name}.encoder'])}",
-            f"    projector  {part.projector:<16} (N, Q, {plan.hidden_dim})   {count(plan.parameters[f'inputs.{name}.projector'])}",
-            f"    tokens     {sizes}",
-        ]
-    lines += [
-        f"  backbone     {config.backbone.kind:<16} (B, T, {plan.hidden_dim}) -> (B, T, {plan.vocab_rows})",
-    ]
-    if plan.quantized_bytes is not None and config.backbone.quantize is not None:
-        lines.append(
-            f"    quantised  {config.backbone.quantize.bits} bits{'':<10} {plan.quantized_bytes / 1e9:.3g} GB of weights"
-        )
-    for name, out in plan.outputs.items():
-        weights = plan.parameters.get(f"outputs.{name}.generator")
-        lines += [f"  {name}", f"    tokens     {out.signal_tokens} for each, {out.rows} in the table"]
-        if out.projector is not None:
-            shapes = ", ".join(f"{stream} (N, {length}, {dim})" for stream, (length, dim) in out.condition.items())
-            size = count(plan.parameters[f"outputs.{name}.projector"])
-            given = f"(N, {out.signal_tokens}, {plan.hidden_dim})"
-            lines.append(f"    projector  {out.projector:<16} {given} -> {shapes}   {size}")
-        lines.append(f"    generator  {out.generator:<16} frozen   {'' if weights is None else count(weights)}")
-        for head, shape in (("retrieval", "(N, dim) of signals and media"), ("decision", "(N, 2)")):
-            if (size_of := plan.parameters.get(f"outputs.{name}.{head}")) is not None:
-                lines.append(f"    {head:<10} {'linear':<16} {shape}   {count(size_of)}")
-    lines += ["", "parameters"]
-    trained = [set(stage.parts) for stage in plan.stages]
-    lines.append(f"  {'part':<28}{'count':>10}   " + "  ".join(f"{stage.name:>10}" for stage in plan.stages))
-    for name, number in plan.parameters.items():
-        marks = "  ".join(f"{_state(name, parts):>10}" for parts in trained)
-        lines.append(f"  {name:<28}{count(number):>10}   {marks}")
-    lines.append(
-        f"  {'total':<28}{count(plan.total):>10}   " + "  ".join(f"{count(s.trainable):>10}" for s in plan.stages)
-    )
-    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""Media inside the backbone's blocks instead of among its token embeddings."""
