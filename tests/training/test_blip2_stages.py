@@ -198,7 +198,7 @@ def test_captions_are_read_by_their_own_tokenizer(tmp_path: Path) -> None:
         (
             {"train": ["inputs.image.projector.without.norm", "inputs.image.projector.without.qformer"]},
             "stages.0.train",
-            "shares layers with inputs.image.projector.without.qformer",
+            "shares parameters with inputs.image.projector.without.norm",
         ),
     ],
 )
@@ -216,3 +216,18 @@ def test_an_alignment_is_of_queries() -> None:
     model["inputs"]["image"]["projector"] = {"kind": "linear"}
     with pytest.raises(ConfigError, match="`alignment` is of the queries of a qformer; the projector is 'linear'"):
         parse({"model": model})
+
+
+def test_the_plan_rehearses_captions(tmp_path: Path) -> None:
+    """A first stage costs what its objectives cost: more of them take more operations, none of them in the backbone."""
+    flops = []
+    for objectives in ({"itc": 1.0}, {"itc": 1.0, "itg": 1.0}, {"itc": 1.0, "itm": 1.0, "itg": 1.0}):
+        run = parse({"model": captioned.MODEL, "stages": [captioned.first(objectives=objectives, max_length=64)]})
+        costs = make_plan(run, BuildContext(root=tmp_path), costs=True).costs
+        assert costs is not None
+        assert costs.notes == []
+        (cost,) = costs.stages.values()
+        assert cost.forward_flops["inputs.image.alignment"] > 0
+        assert "backbone" not in cost.forward_flops
+        flops.append(cost.flops)
+    assert 0 < flops[0] < flops[1] < flops[2]
