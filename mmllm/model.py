@@ -12,17 +12,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mmllm.adapters.blocks import find_blocks
+from mmllm.aligning import align, prompt, zero_of
 from mmllm.backbones.base import Backbone
 from mmllm.config.base import BuildContext, problems_at
 from mmllm.config.families import FusionConfig, TokenGroup
-from mmllm.config.run import ModelConfig
+from mmllm.config.pieces import part_of
+from mmllm.config.run import ALIGNING, PROMPTING, ModelConfig
 from mmllm.encoders.base import Encoder
 from mmllm.errors import ConfigError, MmllmError
 from mmllm.fusion.base import Fusion, Seen
 from mmllm.generators.base import Artifact, CodeGenerator, Condition, Generator, Sampling
 from mmllm.generators.text_conditions import Store, TextConditions
 from mmllm.projectors.base import Projector
+from mmllm.projectors.blip2 import Blip2Alignment, make_alignment
 from mmllm.projectors.output_module import OutputProjector
+from mmllm.projectors.p_former import PFormer, make_p_former
+from mmllm.projectors.qformer import QFormerConfig
 from mmllm.projectors.retrieval import DecisionHead, RetrievalHeads
 
 if TYPE_CHECKING:
@@ -31,16 +36,18 @@ if TYPE_CHECKING:
 
 
 class Input(nn.Module):
-    """One modality's way in: encoder, then input projector; with ``fusion`` into the backbone's blocks."""
+    """One modality's way in: encoder, then input projector; with ``fusion`` into the backbone's blocks. ``alignment`` and
+    ``prompt`` teach it from captions.
+    """
 
-    def __init__(
-        self, encoder: Encoder, projector: Projector, adapter: Adapter | None = None, fusion: Fusion | None = None
-    ) -> None:
+    def __init__(self, encoder: Encoder, projector: Projector, adapter: Adapter | None = None) -> None:
         super().__init__()
-        self.fusion = fusion
         self.encoder = encoder
         self.projector = projector
         self.adapter = adapter  # what was attached to the encoder
+        self.fusion: Fusion | None = None
+        self.alignment: Blip2Alignment | None = None
+        self.prompt: PFormer | None = None
 
     def features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The encoder's features ``(N, S, D)`` and mask ``(N, S)`` of N media items."""
@@ -53,7 +60,10 @@ class Input(nn.Module):
 
     def forward(self, batch: dict[str, Tensor], layouts: Tensor | None = None) -> Tensor:
         """Backbone embeddings ``(N, Q, D_llm)`` of N media items; ``layouts (N, K)`` for a projector that asks for them."""
-        features, mask = self.features(batch)
+        return self.project(*self.features(batch), layouts)
+
+    def project(self, features: Tensor, mask: Tensor, layouts: Tensor | None = None) -> Tensor:
+        """Backbone embeddings ``(N, Q, D_llm)`` of N media items' features ``(N, S, D)`` with their mask, and layouts."""
         told = () if layouts is None else (layouts,)
         embeddings, _ = self.projector(features, mask, *told)
         return embeddings  # type: ignore[no-any-return]
@@ -170,13 +180,20 @@ class MultimodalLM(nn.Module):
             if backbone is not None and not problems:
                 with problems_at(f"{path}.projector", problems, context):
                     width = backbone.hidden_dim if part.fusion is None else part.fusion.width(encoder.output_dim)
-                    projector = part.projector.behind(part.encoder, context).build(
-                        context, input_dim=encoder.output_dim, output_dim=width
-                    )
-                    inputs[name] = Input(encoder, projector, adapter)
-                with problems_at(f"{path}.fusion", problems, context):
-                    if part.fusion is not None and name in inputs:
-                        inputs[name].fusion = fuse(part.fusion, context, backbone, width)
+                    connect = part.projector.behind(part.encoder, context)
+                    projector = connect.build(context, input_dim=encoder.output_dim, output_dim=width)
+                    one = inputs[name] = Input(encoder, projector, adapter)
+            if backbone is None or name not in inputs:
+                continue
+            with problems_at(f"{path}.fusion", problems, context):
+                if part.fusion is not None:
+                    one.fusion = fuse(part.fusion, context, backbone, width)
+            with problems_at(f"{path}.alignment", problems, context):
+                if part.alignment is not None:
+                    one.alignment = make_alignment(part.alignment, cast(QFormerConfig, connect), context)
+            with problems_at(f"{path}.prompt", problems, context):
+                if part.prompt is not None:
+                    one.prompt = make_p_former(part.prompt, context, connect.num_outputs(1), backbone.hidden_dim)
         outputs: dict[str, AnyOutput] = {}
         for name, made in config.outputs.items():
             path = f"model.outputs.{name}"
@@ -218,10 +235,10 @@ class MultimodalLM(nn.Module):
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
         """The parts a stage can train, by name: disjoint, and together all parameters.
 
-        ``inputs.<name>.encoder``, ``.projector`` and ``.fusion``, ``backbone`` (its own weights), ``backbone.new_tokens``,
-        ``backbone.adapter`` and ``inputs.<name>.encoder.adapter``, ``outputs.<name>.projector``, ``.retrieval`` and
-        ``.decision`` where there are, and ``outputs.<name>.generator`` (never trained). Inner keys are the parameters' names
-        in this module.
+        ``inputs.<name>.encoder``, ``.projector``, ``.fusion``, ``.alignment`` and ``.prompt``, ``backbone`` (its own weights),
+        ``backbone.new_tokens``, ``backbone.adapter`` and ``inputs.<name>.encoder.adapter``, ``outputs.<name>.projector``,
+        ``.retrieval`` and ``.decision`` where there are, and ``outputs.<name>.generator`` (never trained). Inner keys are the
+        parameters' names in this module.
         """
         parts: dict[str, dict[str, nn.Parameter]] = {}
         adapters = self.adapters()
@@ -242,8 +259,11 @@ class MultimodalLM(nn.Module):
         """Backbone embeddings ``(N, Q, D_llm)`` per modality present: one encoder call each."""
         return {name: self.inputs[name](batch.inputs, batch.layouts) for name, batch in media.items()}
 
-    def splice(self, ids: Tensor, media: Mapping[str, MediaBatch]) -> Tensor:
-        """Token embeddings ``(B, T, D_llm)`` of ``ids (B, T)`` with every media span's embeddings in its place.
+    def splice(
+        self, ids: Tensor, media: Mapping[str, MediaBatch], encoded: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """Token embeddings ``(B, T, D_llm)`` of ``ids (B, T)`` with every media span's embeddings in its place: ``encoded``,
+        where they are at hand.
 
         Fused media are shown to the backbone's blocks instead, for all its passes until the next call.
         """
@@ -252,16 +272,16 @@ class MultimodalLM(nn.Module):
         fusions = {name: fusion for name, one in self.inputs.items() if (fusion := cast(Input, one).fusion) is not None}
         for fusion in fusions.values():
             fusion.look(None)
-        for name, encoded in self.encode(media).items():
+        for name, found in (self.encode(media) if encoded is None else encoded).items():
             batch = media[name]
-            if encoded.shape[1] != batch.width:
+            if found.shape[1] != batch.width:
                 raise RuntimeError(
-                    f"{name}: the projector returned {encoded.shape[1]} outputs, its config's num_outputs said {batch.width}"
+                    f"{name}: the projector returned {found.shape[1]} outputs, its config's num_outputs said {batch.width}"
                 )
             if batch.fused is not None:
-                fusions[name].look(Seen(encoded, batch.fused, (len(ids), ids.shape[1])))
+                fusions[name].look(Seen(found, batch.fused, (len(ids), ids.shape[1])))
                 continue
-            rows = encoded.flatten(0, 1)[batch.sources].to(flat.dtype)
+            rows = found.flatten(0, 1)[batch.sources].to(flat.dtype)
             flat = flat.index_copy(0, batch.positions, rows)
         return flat.view_as(embeddings)
 
@@ -285,10 +305,27 @@ class MultimodalLM(nn.Module):
         """The objectives' losses over ``batch``, each a *sum* (float32 scalar) of ``batch.counts[objective]`` terms.
 
         Sums, not means: the trainer divides by the terms of the whole global batch. ``text`` is the next-token
-        cross-entropy of the supervised tokens; an objective that nothing in the batch is for is left out.
+        cross-entropy of the supervised tokens; an objective that nothing in the batch is for is left out. The backbone runs
+        only where an objective needs it.
         """
+        rest = [name for name in objectives if name not in (*ALIGNING, *PROMPTING)]
+        aligning = any(name in objectives for name in ALIGNING)
+        inputs = cast("Mapping[str, Input]", dict(self.inputs.items()))
+        # Encoders and projectors run once, whatever is made of what they give.
+        seen = {n: inputs[n].features(m.inputs) for n, m in batch.media.items()} if aligning or rest else {}
+        wanted = seen if "alignment" in objectives or rest else {}
+        embeddings = {n: inputs[n].project(*found, batch.media[n].layouts) for n, found in wanted.items()}
+        sums: dict[str, Tensor] = {}
+        if aligning:
+            sums |= align(inputs, batch, seen, embeddings, objectives)
+        if any(name in objectives for name in PROMPTING):
+            sums |= prompt(inputs, self.backbone, batch, objectives)
+        return sums | self._answered(batch, embeddings, rest) if rest else sums
+
+    def _answered(self, batch: Batch, encoded: Mapping[str, Tensor], objectives: Collection[str]) -> dict[str, Tensor]:
+        """The losses of the objectives that are about what the backbone says and makes; ``encoded`` are the media."""
         batch = self.with_codes(batch)
-        embeddings = self.splice(batch.ids, batch.media) + self._zero(batch)
+        embeddings = self.splice(batch.ids, batch.media, encoded) + self._zero(batch)
         made = batch.made if any(name != "text" for name in objectives) else {}
         states_at = torch.cat([m.positions.flatten() for m in made.values()]) if made else None
         out = self.backbone(
@@ -346,10 +383,7 @@ class MultimodalLM(nn.Module):
         """
         # Whether an output takes part depends on its captions and targets too, so outputs are always among them.
         absent = [m for name, m in self.inputs.items() if name not in batch.media] + [*self.outputs.values()]
-        trainable = [p for module in absent for p in module.parameters() if p.requires_grad]
-        if self.backbone.new_tokens is not None:
-            trainable += [p for p in self.backbone.new_tokens.parameters() if p.requires_grad]
-        return sum(((p * 0.0).sum() for p in trainable), 0.0)
+        return zero_of([*absent, *([self.backbone.new_tokens] if self.backbone.new_tokens is not None else [])])
 
 
 def fuse(config: FusionConfig, context: BuildContext, backbone: Backbone, media_dim: int) -> Fusion:
@@ -361,11 +395,3 @@ def fuse(config: FusionConfig, context: BuildContext, backbone: Backbone, media_
     fusion = config.build(context, hidden_dim=blocks[0].width, media_dim=media_dim, num_layers=len(blocks))
     fusion.attach([block.module for block in blocks])
     return fusion
-
-
-def part_of(parameter: str) -> tuple[str, str]:
-    """The part that a parameter belongs to but for adapters, from its qualified name; and its name within the part's model."""
-    words = parameter.split(".")
-    if words[0] in ("inputs", "outputs"):
-        return ".".join(words[:3]), ".".join(words[3:])
-    return "backbone.new_tokens" if words[1] == "new_tokens" else "backbone", ".".join(words[2:])

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 from mmllm.config import pieces
 from mmllm.config.base import BuildContext, problems_at, suggest
-from mmllm.config.run import Objective, RunConfig, StageConfig
+from mmllm.config.run import PROMPTING, Objective, RunConfig, StageConfig
 
 Problems = list[tuple[str, str]]
 
@@ -75,13 +75,15 @@ def _piece_problems(where: str, train: Iterable[str], parts: Mapping[str, Collec
     taken: dict[str, str] = {}
     for piece in matching(train, parts):
         part, asked = pieces.split(piece)
-        found = pieces.members(part, parts[part], asked)
+        found, modules = pieces.members(part, parts[part], asked), pieces.modules_of(part, parts[part])
         if isinstance(asked, range):
             known = sorted(set(pieces.layers_of(parts[part]).values()))
             absent = not asked or not set(asked) <= set(known)
             there = f"{part} has layers 0 to {known[-1]}" if known else f"{part} has no layers"
+        elif isinstance(asked, frozenset) and (unknown := sorted(asked.difference(modules))):
+            absent, there = True, f"{part} has no {', '.join(unknown)}, but {', '.join(modules)}"
         else:
-            absent, there = not found, f"{part} has {', '.join(pieces.modules_of(part, parts[part]))}"
+            absent, there = not found, f"{part} has {', '.join(modules)}"
         if absent:
             problems.append((f"{where}.train", f"{piece!r}: {there}"))
         elif shared := {taken[name] for name in found if name in taken}:
@@ -110,6 +112,9 @@ def with_lengths(config: RunConfig, context: BuildContext) -> RunConfig:
 # The objective that alone trains a part of an output.
 TRAINED_BY: dict[str, Objective] = {"retrieval": "contrastive", "decision": "decision"}
 
+# The objectives that alone train a part of an input.
+TAUGHT_BY: dict[str, tuple[Objective, ...]] = {"alignment": ("itc", "itm", "itg"), "prompt": PROMPTING}
+
 
 def _objective_problems(where: str, stage: StageConfig, names: Collection[str]) -> Problems:
     """Objectives without a part that they are about, and such parts trained without their objective."""
@@ -122,6 +127,19 @@ def _objective_problems(where: str, stage: StageConfig, names: Collection[str]) 
             problems.append((f"{where}.objectives.{objective}", text))
         if objective not in stage.objectives and (idle := [name for name in own if name in trained]):
             text = f"{', '.join(idle)}: learns from `{objective}` alone; add it to the objectives, or name other parts"
+            problems.append((f"{where}.train", text))
+    for part, by in TAUGHT_BY.items():
+        own = [name for name in names if name.startswith("inputs.") and name.endswith(f".{part}")]
+        # The projector is drawn to a prompt by `alignment`, which teaches the prompt itself nothing.
+        for objective in (*by, *(("alignment",) if part == "prompt" else ())):
+            if objective in stage.objectives and not own:
+                text = f"no input has a part {part!r}; set model.inputs.<name>.{part}"
+                problems.append((f"{where}.objectives.{objective}", text))
+        idle = [name for name in trained if pieces.split(name)[0] in own]
+        if idle and not any(objective in stage.objectives for objective in by):
+            text = (
+                f"{', '.join(idle)}: learns from {', '.join(by)} alone; add one to the objectives, or name other parts"
+            )
             problems.append((f"{where}.train", text))
     return problems
 

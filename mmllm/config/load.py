@@ -258,6 +258,8 @@ def part_names(tree: Mapping[str, Any]) -> list[str]:
     model = _mapping(tree.get("model"))
     inputs, outputs, backbone = (_mapping(model.get(key)) for key in ("inputs", "outputs", "backbone"))
     names = [f"inputs.{name}.{part}" for name in inputs for part in ("encoder", "projector")]
+    for name, part in inputs.items():
+        names += [f"inputs.{name}.{own}" for own in ("alignment", "prompt") if _mapping(part).get(own) is not None]
     adapted = (name for name, part in inputs.items() if _mapping(_mapping(part).get("encoder")).get("adapter"))
     names += [f"inputs.{name}.encoder.adapter" for name in adapted]
     fused = [name for name, part in inputs.items() if _mapping(part).get("fusion") is not None]

@@ -1,5 +1,5 @@
-"""Some of a part: its layers (``backbone.layers.20-31``), read off the names of its parameters, or one of its modules
-(``inputs.image.projector.modules.language_projection``).
+"""Some of a part, read off the names of its parameters: its layers (``backbone.layers.20-31``), one of its modules
+(``inputs.image.projector.modules.language_projection``), or all but some (``inputs.image.projector.without.norm``).
 """
 
 from __future__ import annotations
@@ -10,21 +10,33 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 Value = TypeVar("Value")
-Asked = range | str | None
-"""Layers, the path of a module or parameter within the part, or all of it."""
-_LAYERS = re.compile(r"(.+)\.layers\.(\d+)(?:-(\d+))?")
-_MODULE = re.compile(r"(.+?)(?<!^inputs)(?<!^outputs)\.modules\.(.+)")
+Asked = range | str | frozenset[str] | None
+"""Layers, the path of a module or parameter within the part, the names of what is left out of it, or all of it."""
+_PIECE = re.compile(
+    r"(?P<part>.+?)(?<!^inputs)(?<!^outputs)\."
+    r"(?:layers\.(?P<first>\d+)(?:-(?P<last>\d+))?|modules\.(?P<path>.+)|without\.(?P<names>\w+(?:\+\w+)*))"
+)
 
 
 def split(name: str) -> tuple[str, Asked]:
     """The part, or pattern of parts, that ``name`` is about, and what of it."""
-    if (found := _MODULE.fullmatch(name)) is not None:
-        return found[1], found[2]
-    found = _LAYERS.fullmatch(name)
+    found = _PIECE.fullmatch(name)
     if found is None:
         return name, None
-    first, last = int(found[2]), int(found[3] or found[2])
-    return found[1], range(first, last + 1)
+    if found["path"] is not None:
+        return found["part"], found["path"]
+    if found["names"] is not None:
+        return found["part"], frozenset(found["names"].split("+"))
+    first, last = int(found["first"]), int(found["last"] or found["first"])
+    return found["part"], range(first, last + 1)
+
+
+def part_of(parameter: str) -> tuple[str, str]:
+    """The part that a parameter belongs to but for adapters, from its qualified name; and its name within the part's model."""
+    words = parameter.split(".")
+    if words[0] in ("inputs", "outputs"):
+        return ".".join(words[:3]), ".".join(words[3:])
+    return "backbone.new_tokens" if words[1] == "new_tokens" else "backbone", ".".join(words[2:])
 
 
 def layers_of(names: Iterable[str]) -> dict[str, int]:
@@ -40,8 +52,7 @@ def layers_of(names: Iterable[str]) -> dict[str, int]:
 
 def modules_of(part: str, names: Iterable[str]) -> list[str]:
     """The part's own modules and parameters, in order. ``names`` are those of its parameters, which begin with ``part``."""
-    inner = (name.removeprefix(f"{_root(part)}.") for name in names)
-    return list(dict.fromkeys(name.partition(".")[0] for name in inner))
+    return list(dict.fromkeys(_within(part, name).partition(".")[0] for name in names))
 
 
 def members(part: str, names: Iterable[str], asked: Asked) -> set[str]:
@@ -50,8 +61,9 @@ def members(part: str, names: Iterable[str], asked: Asked) -> set[str]:
     if asked is None:
         return set(names)
     if isinstance(asked, str):
-        path = f"{_root(part)}.{asked}"
-        return {name for name in names if name == path or name.startswith(f"{path}.")}
+        return {name for name in names if f"{_within(part, name)}.".startswith(f"{asked}.")}
+    if isinstance(asked, frozenset):
+        return {name for name in names if _within(part, name).partition(".")[0] not in asked}
     return {name for name, layer in layers_of(names).items() if layer in asked}
 
 
@@ -62,6 +74,7 @@ def select(parts: Mapping[str, Mapping[str, Value]], name: str) -> dict[str, Val
     return {key: value for key, value in parts[part].items() if key in found}
 
 
-def _root(part: str) -> str:
-    """Where a part's own module lies in the model: an adapter has none of its own, and the backbone's is ``backbone.model``."""
-    return "backbone.model" if part == "backbone" else part.removesuffix(".adapter")
+def _within(part: str, parameter: str) -> str:
+    """The parameter's name within the part: an adapter has no module of its own, and the backbone's is ``backbone.model``."""
+    root = "backbone.model" if part == "backbone" else part.removesuffix(".adapter")
+    return parameter.removeprefix(f"{root}.")

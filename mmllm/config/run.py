@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import Field, PositiveInt, model_validator
 from pydantic_core import PydanticCustomError
 
+from mmllm.config.alignment import AlignmentConfig, PFormerConfig
 from mmllm.config.base import Config
 from mmllm.config.families import (
     AnyBackbone,
@@ -27,7 +28,22 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # torch cannot compute with rates near the end of float32; no useful one is anywhere near this bound.
 Rate = Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Objective = Literal["text", "condition", "denoise", "contrastive", "decision"]
+Objective = Literal[
+    "text", "condition", "denoise", "contrastive", "decision",
+    "itc", "itm", "itg", "alignment",
+    "reconstruction", "self_contrastive", "quantization",
+]  # fmt: skip
+ALIGNING: tuple[Objective, ...] = (
+    "itc",
+    "itm",
+    "itg",
+    "alignment",
+)  # between a projector and captions: the backbone takes no part
+PROMPTING: tuple[Objective, ...] = (
+    "reconstruction",
+    "self_contrastive",
+    "quantization",
+)  # by which P-Former learns from text alone
 SIGNAL_TOKENS = 4  # of an output whose configuration does not say
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
@@ -36,12 +52,16 @@ class InputConfig(Config):
     """How one modality enters the backbone: ``encoder`` then input ``projector``.
 
     ``markers`` puts a trainable start and end token around every media span (they live in ``backbone.new_tokens``).
+    ``alignment`` is what a ``qformer`` projector needs for BLIP-2's first stage, in which it learns from captions; ``prompt``
+    learns from text alone what the projector should give, for any that gives every medium as many outputs.
     With ``fusion`` the projector's outputs enter the backbone's blocks; in the sequence a medium is its two markers alone.
     """
 
     encoder: AnyEncoder
     projector: AnyProjector
     markers: bool = False
+    alignment: AlignmentConfig | None = None
+    prompt: PFormerConfig | None = None
     fusion: AnyFusion | None = None
 
     @model_validator(mode="before")
@@ -54,6 +74,20 @@ class InputConfig(Config):
     def _marked(self) -> Self:
         if self.fusion is not None and not self.markers:
             raise ValueError("fused media stand in the text as their markers; leave `markers` out")
+        return self
+
+    @model_validator(mode="after")
+    def _queries_to_align(self) -> Self:
+        if self.alignment is not None and self.projector.kind != "qformer":
+            raise ValueError(f"`alignment` is of the queries of a qformer; the projector is {self.projector.kind!r}")
+        if self.prompt is not None and self.fusion is not None:
+            raise ValueError("`prompt` is of outputs that the backbone reads as tokens; leave it out, or `fusion`")
+        taught = [name for name in ("alignment", "prompt") if dict(self)[name] is not None]
+        if taught and self.projector.num_outputs(1) != self.projector.num_outputs(4096):
+            raise ValueError(
+                f"`{taught[0]}` is of a fixed number of outputs; with projector {self.projector.kind!r} it depends on the medium. "
+                "Use a qformer without windows"
+            )
         return self
 
 
@@ -130,6 +164,8 @@ class ModelConfig(Config):
                 update={
                     "encoder": _tiny(part.encoder),
                     "projector": part.projector.tiny(),
+                    "alignment": None if part.alignment is None else part.alignment.tiny(),
+                    "prompt": None if part.prompt is None else part.prompt.tiny(),
                     "fusion": None if part.fusion is None else part.fusion.tiny(),
                 }
             )
@@ -186,7 +222,8 @@ class StageConfig(Config):
     the output projectors' conditions from the generators' own text conditions of the captions, and ``denoise`` the frozen
     denoisers' loss on the targets, means over the media of the global batch; ``contrastive`` is the loss of retrieval
     among the media of a micro-batch over all processes, ``decision`` that of the choice between an existing medium and a
-    generated one (see ``docs/outputs.md``).
+    generated one (see ``docs/outputs.md``); ``itc``, ``itm``, ``itg`` and ``alignment`` are between a projector and
+    captions, ``reconstruction``, ``self_contrastive`` and ``quantization`` those of P-Former (see ``docs/alignment.md``).
     ``batch_size`` is the number of samples of one optimizer step over all processes; it is cut into micro-batches of
     ``micro_batch_size`` per process, so the same config gives the same run on one process or many.
     ``max_length`` is in tokens; a stage that does not give it gets fewer where the backbone has fewer positions.
@@ -210,6 +247,16 @@ class StageConfig(Config):
     eval_every: PositiveInt | None = None
     save_every: PositiveInt | None = None
     samples: Annotated[int, Field(ge=0)] = 4
+
+    @property
+    def reads_captions(self) -> bool:
+        """Whether an objective needs captions, or sentences."""
+        return any(name in (*ALIGNING, *PROMPTING) for name in self.objectives)
+
+    @property
+    def answers(self) -> bool:
+        """Whether an objective is about what the backbone says of media, or makes."""
+        return any(name not in (*ALIGNING, *PROMPTING) for name in self.objectives)
 
 
 class CacheConfig(Config):

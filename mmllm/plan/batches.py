@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 from mmllm.config.base import BuildContext
 from mmllm.config.contradictions import matching
 from mmllm.config.families import outputs_of
-from mmllm.config.run import InputConfig, ModelConfig, StageConfig
+from mmllm.config.run import ALIGNING, PROMPTING, InputConfig, ModelConfig, StageConfig
 from mmllm.errors import MediaError
 from mmllm.plan.parts import EXAMPLES
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mmllm.processing.batch import Batch, MadeBatch
+    from mmllm.config.alignment import CaptionConfig
+    from mmllm.processing.batch import Batch, CaptionBatch, MadeBatch
 
 # The example that stands for a usual medium, where an encoder takes it; else its first one.
 USUAL = ("512x512", "30 s", "640x360")
@@ -39,7 +40,11 @@ def usual_medium(part: InputConfig, context: BuildContext) -> Medium:
 
 
 def modalities(config: ModelConfig, stage: StageConfig, parts: Collection[str]) -> list[str]:
-    """The inputs that the data of a stage hold, as far as its configuration tells: those it trains, or else all."""
+    """The inputs that the data of a stage hold, as far as its configuration tells: none where it learns from sentences alone,
+    else those it trains, or else all.
+    """
+    if set(stage.objectives) <= set(PROMPTING):
+        return []
     trained = {name.split(".")[1] for name in matching(stage.train, parts) if name.startswith("inputs.")}
     return [name for name in config.inputs if name in trained] or list(config.inputs)
 
@@ -54,7 +59,8 @@ def make_batch(
     supervised: float,
 ) -> Batch:
     """``stage.micro_batch_size`` samples of ``length`` tokens: in front one of each of ``media`` that still fits, then text, and
-    one medium of every output at the end where an objective is about it. Tensors of fractions are on the meta device.
+    one medium of every output at the end where an objective is about it. Captions and sentences are as long as the parts that
+    read them allow. Tensors of fractions are on the meta device.
     """
     import torch
 
@@ -81,9 +87,26 @@ def make_batch(
     share = max(1, round(supervised * (length - 1 - used)))
     predict = (starts + torch.arange(length - 1 - share, length - 1)).flatten()
     replies = torch.tensor([[row, length - share, length] for row in range(rows)])
-    if "text" not in stage.objectives:
+    if not {"text", "reconstruction"} & set(stage.objectives):
         predict = predict[:0]
-    return Batch(ids, torch.ones_like(ids), predict, torch.zeros_like(predict), kept, made=made, replies=replies)
+    batch = Batch(ids, torch.ones_like(ids), predict, torch.zeros_like(predict), kept, made=made, replies=replies)
+    for name, part in config.inputs.items():
+        if part.alignment is not None and name in kept and set(ALIGNING) & set(stage.objectives):
+            batch.captions[name] = _captions(part.alignment, rows)
+        if part.prompt is not None and name in kept and "alignment" in stage.objectives:
+            batch.prompted[name] = _captions(part.prompt, rows)
+        if part.prompt is not None and set(PROMPTING) & set(stage.objectives):
+            batch.sentences[name] = _captions(part.prompt, rows)
+    return batch
+
+
+def _captions(config: CaptionConfig, rows: int) -> CaptionBatch:
+    import torch
+
+    from mmllm.processing.batch import CaptionBatch
+
+    ids = torch.zeros(rows, config.max_length, dtype=torch.int64)
+    return CaptionBatch(torch.arange(rows), ids, torch.ones_like(ids, dtype=torch.bool), unknown=0)
 
 
 def _made(

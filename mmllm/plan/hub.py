@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mmllm.config.base import BuildContext, ComponentConfig
+from mmllm.config.base import BuildContext, ComponentConfig, Config
 from mmllm.config.run import ModelConfig
 
 UNKNOWN = "unknown"
@@ -43,10 +43,19 @@ def sources(config: ModelConfig, context: BuildContext, parameters: Mapping[str,
     found: dict[str, list[str]] = {}
     for part, component in _components(config).items():
         for path, member in component.members().items():
-            reference = member.model_dump(mode="json").get("pretrained")
-            if reference:
+            for reference in _references(member):
                 found.setdefault(reference, []).append(f"{part}.{path}" if path else part)
+    for name, one in config.inputs.items():
+        for part, reader in {"alignment": one.alignment, "prompt": one.prompt}.items():
+            for reference in () if reader is None else _references(reader):
+                found.setdefault(reference, []).append(f"inputs.{name}.{part}")
     return [_source(reference, parts, context, parameters) for reference, parts in found.items()]
+
+
+def _references(config: Config) -> list[str]:
+    """The weights that a part starts from: a checkpoint of its own kind, or a BERT."""
+    dumped = config.model_dump(mode="json")
+    return [dumped[key] for key in ("pretrained", "bert") if dumped.get(key)]
 
 
 def _source(reference: str, parts: list[str], context: BuildContext, parameters: Mapping[str, int]) -> Source:

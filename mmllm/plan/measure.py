@@ -94,8 +94,13 @@ def measure(
     notes: list[str] = []
     absent = _absent_generators(config, context, model, notes)
     media = _media(config, context, notes)
+    notes += [
+        f"stage {stage.name}: the features that processes exchange for `itm` are not counted"
+        for stage in config.stages
+        if setting.devices > 1 and "itm" in stage.objectives
+    ]
     stages: dict[str, StageCost] = {}
-    trained: dict[str, int] = {}
+    trained: dict[str, int] = {}  # bytes by parameter
     seen = {} if seen is None else seen
     for stage in config.stages:
         try:
@@ -162,8 +167,8 @@ def _stage(
     peak = machine.full if config.precision == "fp32" else machine.half
     seconds = footprint.flops * share / setting.devices / (peak * setting.utilisation)
     steps = number_of_steps(config, stage, context, setting)
-    trained |= {part.name: sum(p.numel() * p.element_size() for p in part.parameters.values()) for part in parts}
-    own = sum(sum(p.numel() * p.element_size() for p in part.parameters.values()) for part in parts)
+    learned = {key: p.numel() * p.element_size() for part in parts for key, p in part.parameters.items()}
+    trained |= learned
     return StageCost(
         memory,
         stage.micro_batch_size,
@@ -175,7 +180,7 @@ def _stage(
         seconds,
         steps,
         None if steps is None else steps * seconds / 3600,
-        sum(trained.values()) + MOMENTS * own,
+        sum(trained.values()) + MOMENTS * sum(learned.values()),
     )
 
 

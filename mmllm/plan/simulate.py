@@ -266,15 +266,17 @@ def _labelled(model: MultimodalLM, ledger: Ledger) -> Iterator[None]:
             parts |= {f"{side}.{name}.{child}": part for child, part in module.named_children()}
 
     def enter(name: str) -> Callable[..., None]:
-        return lambda *_: ledger.labels.append(name)
+        # What is computed again in the backward pass stays its.
+        return lambda *_: ledger.labels.append(BACKWARD if ledger.labels[-1] == BACKWARD else name)
 
     def leave(*_: Any) -> None:
         ledger.labels.pop()
 
     hooks = []
-    for name, part in parts.items():
-        hooks.append(part.register_forward_pre_hook(enter(name)))
-        hooks.append(part.register_forward_hook(leave, always_call=True))
+    # Some objectives call a projector's layers without its forward, and fused layers run inside the backbone's.
+    for name, module in [(name, module) for name, part in parts.items() for module in part.modules()]:
+        hooks.append(module.register_forward_pre_hook(enter(name)))
+        hooks.append(module.register_forward_hook(leave, always_call=True))
     try:
         yield
     finally:

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
-OBJECTIVES = ("text", "condition", "denoise", "contrastive", "decision")
+OBJECTIVES = (
+    "text", "condition", "denoise", "contrastive", "decision",
+    "itc", "itm", "itg", "alignment", "reconstruction", "self_contrastive", "quantization",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Span:
     """One media item in a sequence: ``count`` features from token ``start`` on.
 
-    ``layout`` is how the encoder's features lie, where the projector asks for it.
+    ``layout`` is how the encoder's features lie, where the projector asks for it; ``caption`` what the assistant says to it,
+    where it is alone of its modality in its message.
     A ``fused`` one takes no tokens beside its markers; its features are seen from the first marker on, ``start - 1``.
     """
 
@@ -24,6 +29,7 @@ class Span:
     count: int
     item: dict[str, Tensor]
     layout: tuple[int, ...] | None = None
+    caption: str | None = None
     fused: bool = False
 
 
@@ -46,13 +52,26 @@ class Made:
 
 @dataclass(frozen=True)
 class Encoded:
-    """One conversation ready for batching. ``supervised[i]`` says whether token i is to be predicted."""
+    """One conversation ready for batching. ``supervised[i]`` says whether token i is to be predicted; ``said`` is what the
+    assistant says in it.
+    """
 
     id: str
     ids: list[int]
     supervised: list[bool]
     spans: list[Span]
     made: list[Made] = field(default_factory=list)
+    said: str = ""
+
+    @property
+    def replies(self) -> list[tuple[int, int]]:
+        """Where runs of supervised tokens begin and end; the first token has nothing before it to be predicted from."""
+        found, at = list[tuple[int, int]](), 1
+        for flag, run in groupby(self.supervised[1:]):
+            first, at = at, at + len(list(run))
+            if flag:
+                found.append((first, at))
+        return found
 
     @property
     def num_supervised(self) -> int:
@@ -81,6 +100,23 @@ class MediaBatch:
         inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
         layouts, fused = (None if t is None else t.to(device) for t in (self.layouts, self.fused))
         return MediaBatch(inputs, self.positions.to(device), self.sources.to(device), self.width, layouts, fused)
+
+
+@dataclass
+class CaptionBatch:
+    """Captions of n media of one modality in a batch: ``ids (n, L)`` int64, padded where ``real (n, L)`` is False, are those of
+    the items ``items (n,)`` of its ``MediaBatch``. The first token is the class token, the last real one the separator;
+    ``unknown`` is the mask token.
+    """
+
+    items: Tensor
+    ids: Tensor
+    real: Tensor
+    unknown: int
+
+    def to(self, device: torch.device | str) -> CaptionBatch:
+        items, ids, real = (t.to(device, non_blocking=True) for t in (self.items, self.ids, self.real))
+        return CaptionBatch(items, ids, real, self.unknown)
 
 
 @dataclass
@@ -134,8 +170,10 @@ class Batch:
 
     ``ids (B, T)`` int64, ``attention_mask (B, T)`` int64. Logits at flat positions ``predict (K,)`` into B*T are to give
     ``targets (K,)``: the head runs nowhere else. Where media are written in codes, ``ids`` and ``targets`` hold others until
-    ``MultimodalLM.with_codes`` has made them. ``replies (R, 3)`` are the assistant's replies that are supervised: row, first
-    position, position behind the last one.
+    ``MultimodalLM.with_codes`` has made them. ``captions`` has those of media of an input that aligns with them,
+    ``prompted`` the same as its P-Former reads them, and ``sentences`` what the assistant says in each conversation (``items``
+    are rows then). ``replies (R, 3)`` are the assistant's replies that are supervised: row, first position, position behind
+    the last one.
     """
 
     ids: Tensor
@@ -146,6 +184,9 @@ class Batch:
     sample_ids: list[str] = field(default_factory=list)
     made: dict[str, MadeBatch] = field(default_factory=dict)
     codes: dict[str, CodeBatch] = field(default_factory=dict)
+    captions: dict[str, CaptionBatch] = field(default_factory=dict)
+    prompted: dict[str, CaptionBatch] = field(default_factory=dict)
+    sentences: dict[str, CaptionBatch] = field(default_factory=dict)
     replies: Tensor | None = None
 
     @property
@@ -156,12 +197,22 @@ class Batch:
     @property
     def counts(self) -> dict[str, int]:
         """How many terms each objective's sum has."""
+        captions = sum(len(own.items) for own in self.captions.values())
+        sentences = sum(len(own.items) for own in self.sentences.values())
+        owners = self.predict // self.ids.shape[1]
         return {
             "text": self.tokens,
             "condition": sum(len(made.captions) for made in self.made.values()),
             "denoise": sum(len(made.drawn) for made in self.made.values()),
             "contrastive": sum(len(made.shown) for made in self.made.values()),
             "decision": sum(len(made.decided) for made in self.made.values()),
+            "itc": captions,
+            "itm": 3 * captions,  # the pair itself, and each side of it with another
+            "itg": sum(int(own.real[:, 1:].sum()) for own in self.captions.values()),
+            "alignment": sum(len(own.items) for own in self.prompted.values()),
+            "reconstruction": sum(int(torch.isin(owners, own.items).sum()) for own in self.sentences.values()),
+            "self_contrastive": sentences,
+            "quantization": sentences,
         }
 
     def to(self, device: torch.device | str) -> Batch:
@@ -171,5 +222,9 @@ class Batch:
         predict, targets = self.predict.to(device, non_blocking=True), self.targets.to(device, non_blocking=True)
         made = {name: m.to(device) for name, m in self.made.items()}
         codes = {name: c.to(device) for name, c in self.codes.items()}
+        captions, prompted, sentences = (
+            {name: c.to(device) for name, c in read.items()} for read in (self.captions, self.prompted, self.sentences)
+        )
         replies = None if self.replies is None else self.replies.to(device, non_blocking=True)
-        return Batch(ids, attention, predict, targets, media, self.sample_ids, made, codes, replies)
+        own = media, self.sample_ids, made, codes, captions, prompted, sentences, replies
+        return Batch(ids, attention, predict, targets, *own)

@@ -29,6 +29,7 @@ from mmllm.config.families import outputs_of
 from mmllm.errors import ConfigError, DataError, MediaError, SampleTooLong
 from mmllm.processing.audio import decode_audio
 from mmllm.processing.batch import Batch, CodeBatch, Encoded, Made, MadeBatch, MediaBatch, Span
+from mmllm.processing.captions import CaptionReader, captions_of, collate_texts, said_in
 from mmllm.processing.images import decode_image
 from mmllm.processing.messages import Message, Part, Sample, check_turns, parse_messages
 from mmllm.processing.point_clouds import decode_point_cloud
@@ -124,6 +125,7 @@ class Processor:
         self.limits = limits or Limits()
         self.vocab_rows = vocab_rows
         self._targets = self._shown = False
+        self._captions: dict[str, CaptionReader] = {}
         # mmllm's own tokens, from `vocab_rows` on. Those that the backbone writes come first, since they alone have rows in
         # the head; placeholders last: they need no embedding row.
         self.signals: dict[str, Signals] = {}
@@ -186,6 +188,14 @@ class Processor:
         other._targets, other._shown = wanted, shown
         return other
 
+    def reading_captions(self, readers: Mapping[str, CaptionReader]) -> Processor:
+        """This processor, reading also what the assistant says, and to which media, for the parts ``readers``
+        (``inputs.image.alignment``).
+        """
+        other = copy(self)
+        other._captions = dict(readers)
+        return other
+
     def encode_sample(self, sample: Sample, max_length: int) -> Encoded:
         """Token ids and labels of a training conversation.
 
@@ -226,6 +236,7 @@ class Processor:
     def _encode(self, id: str, messages: tuple[Message, ...], root: Path | None, *, generation_prompt: bool) -> Encoded:
         messages = tuple(self.as_read(messages))
         media = [(m.role == "assistant", part) for m in messages for part in m.parts if part.type != "text"]
+        captions = captions_of(messages)
         for made, part in media:
             known: Mapping[str, Any] = self.signals if made else self.modalities
             if part.type not in known:
@@ -234,7 +245,7 @@ class Processor:
                     f"{', '.join(known) or 'none'}"
                 )
         rendered = render(self.tokenizer, messages, generation_prompt=generation_prompt)
-        encoded = Encoded(id, [], [], [], [])
+        encoded = Encoded(id, [], [], [], said=said_in(messages))
         for piece in rendered.pieces:
             if piece.media is None:
                 encoded.ids.extend(piece.ids)
@@ -255,8 +266,9 @@ class Processor:
             modality, item = self.modalities[part.type], self.load(part, root)
             count, layout = outputs_of(modality.projector, modality.preprocessor, item)
             start, end = ([m] for m in modality.markers) if modality.markers else ([], [])
-            encoded.spans.append(Span(part.type, len(encoded.ids) + len(start), count, item, layout, modality.fused))
-            encoded.ids.extend(start + [modality.placeholder] * (0 if modality.fused else count) + end)
+            place, width = len(encoded.ids) + len(start), 0 if modality.fused else count
+            encoded.spans.append(Span(part.type, place, count, item, layout, captions[piece.media], modality.fused))
+            encoded.ids.extend(start + [modality.placeholder] * width + end)
             encoded.supervised.extend([False] * (len(encoded.ids) - len(encoded.supervised)))
         return encoded
 
@@ -315,7 +327,7 @@ class Processor:
             wanted = torch.tensor(sample.supervised[1:], dtype=torch.bool).nonzero().flatten()
             predict.append(wanted + row * width + offset)
             targets.append(tokens[1:][wanted])
-            replies += [(row, offset + first, offset + behind) for first, behind in _replies(sample.supervised)]
+            replies += [(row, offset + first, offset + behind) for first, behind in sample.replies]
             for span in sample.spans:
                 items.setdefault(span.modality, []).append((row * width + offset + span.start, span))
             for thing in sample.made:
@@ -325,16 +337,16 @@ class Processor:
         written = {name for name in things if self.signals[name].group.free}
         made = {name: self._collate_made(name, things[name]) for name in sorted(things.keys() - written)}
         codes = {name: self._collate_codes(name, things[name]) for name in sorted(written)}
-        sample_ids = [sample.id for sample in samples]
         return Batch(
             ids,
             attention,
             torch.cat(predict),
             torch.cat(targets),
             media,
-            sample_ids,
+            [sample.id for sample in samples],
             made,
             codes,
+            *collate_texts(self._captions, samples, self.modalities),
             torch.tensor(replies, dtype=torch.int64).view(-1, 3),
         )
 
@@ -378,15 +390,6 @@ class Processor:
         targets = torch.stack([made.target for _, made in placed if made.target is not None])
         positions = torch.stack([start + places for start, _ in placed])
         return CodeBatch(targets, positions, torch.tensor(signals.code_firsts))
-
-
-def _replies(supervised: Sequence[bool]) -> Iterator[tuple[int, int]]:
-    """Where runs of supervised tokens begin and end; the first token has nothing before it to be predicted from."""
-    at = 1
-    for flag, run in groupby(supervised[1:]):
-        first, at = at, at + len(list(run))
-        if flag:
-            yield first, at
 
 
 def _named(error: MediaError, part: Part) -> MediaError:

@@ -61,6 +61,8 @@ class QFormerConfig(QueryingConfig):
     - ``pretrained``: a folder or hub id of a transformers BLIP-2 checkpoint. Its Q-Former, queries and, with ``norm``,
       its vision tower's last LayerNorm are taken; the encoder's width and all numbers here must be the checkpoint's.
       Its linear layer is taken too when the backbone has the width it was made for; otherwise that starts at random.
+    - ``bert``: a folder or hub id of a BERT whose self-attention and feed-forward blocks are the start, as in BLIP-2's first
+      stage; cross-attention, queries and the linear layer are new.
     """
 
     kind: Literal["qformer"] = "qformer"
@@ -71,6 +73,15 @@ class QFormerConfig(QueryingConfig):
     stride: PositiveInt | None = None
     pretrained: str | None = None
     revision: str | None = None
+    bert: str | None = None
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.pretrained is not None and self.bert is not None:
+            raise ValueError(
+                "give `pretrained` or `bert`, not both: a BLIP-2 checkpoint has all that a BERT would give"
+            )
+        return self
 
     @model_validator(mode="after")
     def _nothing_between_windows(self) -> Self:
@@ -91,7 +102,7 @@ class QFormerConfig(QueryingConfig):
     def tiny(self) -> QFormerConfig:
         """At most 4 queries and two layers of width 16, one without cross-attention where the original has such."""
         few = {"num_queries": min(self.num_queries, 4), "extra_queries": min(self.extra_queries, 2)}
-        return super().tiny().model_copy(update={**few, "pretrained": None, "revision": None})
+        return super().tiny().model_copy(update={**few, "pretrained": None, "bert": None, "revision": None})
 
     def build(self, context: BuildContext, *, input_dim: int, output_dim: int) -> QFormerProjector:
         """Raises ``CheckpointError`` when the checkpoint has other numbers."""

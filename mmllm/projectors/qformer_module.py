@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -69,17 +70,51 @@ class QFormerProjector(Projector):
         outputs = read.new_zeros(*real.shape, *read.shape[1:]).index_put(real.nonzero(as_tuple=True), read)
         return outputs.flatten(1, 2), real.repeat_interleave(read.shape[1], dim=1)
 
+    def queries(self) -> Tensor:
+        """All queries ``(1, Q, hidden_dim)``."""
+        if self.extra_query_tokens is None:
+            return self.query_tokens
+        return torch.cat([self.query_tokens, self.extra_query_tokens], dim=1)
+
     def read(self, features: Tensor, mask: Tensor) -> Tensor:
         """``(N, S, input_dim)`` to ``(N, queries, hidden_dim)``: what the queries have read, behind the last layer."""
-        queries: Tensor = self.query_tokens
-        if self.extra_query_tokens is not None:
-            queries = torch.cat([queries, self.extra_query_tokens], dim=1)
         found: Tensor = self.qformer(
-            query_embeds=queries.expand(len(features), -1, -1),
+            query_embeds=self.queries().expand(len(features), -1, -1),
             encoder_hidden_states=self.norm(features),
             encoder_attention_mask=mask.long(),
         ).last_hidden_state
         return found
+
+    def read_text(
+        self,
+        text: Tensor,
+        text_blocks: Iterable[Callable[[Tensor], Tensor]],
+        mask: Tensor,
+        media: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """The Q-Former's states ``(N, Q + L, hidden_dim)`` with text behind the queries, as BLIP-2's first stage needs them.
+
+        ``text (N, L, hidden_dim)`` are embeddings; ``text_blocks`` are its feed-forward blocks, one for each layer. ``mask``, of a
+        shape that expands to ``(N, Q + L, Q + L)``, tells which states each one (a row) attends to. ``media`` are features
+        ``(N, S, input_dim)`` with their mask ``(N, S)``; without them there are no queries, and Q is 0.
+        """
+        count, parts, features, seen = 0, [text], None, None
+        if media is not None:
+            own = self.queries()
+            count = own.shape[1]
+            parts.insert(0, own.expand(len(text), -1, -1).to(text.dtype))
+            features, seen = self.norm(media[0]), media[1][:, None, None]
+        states: Tensor = self.qformer.dropout(self.qformer.layernorm(torch.cat(parts, dim=1)))
+        for layer, text_block in zip(self.qformer.encoder.layer, text_blocks, strict=True):
+            states = layer.attention(states, mask[:, None])
+            queries, words = states[:, :count], text_block(states[:, count:])
+            if media is None:
+                states = words
+                continue
+            if layer.has_cross_attention:
+                queries = layer.crossattention(queries, encoder_hidden_states=features, encoder_attention_mask=seen)
+            states = torch.cat([layer.feed_forward_chunk_query(queries), words], dim=1)
+        return states
 
 
 def windows(features: Tensor, mask: Tensor, window: int, stride: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -140,6 +175,8 @@ def make_projector(config: QFormerConfig, context: BuildContext, input_dim: int,
     projector = QFormerProjector(config, input_dim, output_dim)
     if config.pretrained is not None and context.weights:
         _load_blip2(projector, config, context.resolve(config.pretrained))
+    if config.bert is not None and context.weights:
+        _load_bert(projector, context.resolve(config.bert))
     return projector.to(context.dtype)
 
 
@@ -179,3 +216,46 @@ def _load_blip2(projector: QFormerProjector, config: QFormerConfig, reference: s
     if projector.extra_query_tokens is not None:  # new beside the checkpoint's
         tensors["extra_query_tokens"] = projector.extra_query_tokens.detach()
     load_into(projector, tensors, reference)
+
+
+# Where a Q-Former's modules are in BERT, in which feed-forward blocks are the text's.
+_BERT = {
+    "attention.attention": "attention.self",
+    "attention.output": "attention.output",
+    "intermediate_query": "intermediate",
+    "output_query": "output",
+}
+
+
+def _load_bert(projector: QFormerProjector, reference: str) -> None:
+    """Self-attention and feed-forward blocks of a BERT. Raises ``CheckpointError`` when it has other numbers."""
+    found = bert_tensors(reference)
+    tensors = projector.qformer.state_dict()
+    taken = {"layernorm.weight": "embeddings.LayerNorm.weight", "layernorm.bias": "embeddings.LayerNorm.bias"}
+    for name in tensors:
+        for own, theirs in _BERT.items():
+            if f".{own}." in name:
+                taken[name] = name.replace(f".{own}.", f".{theirs}.")
+    check_taken(taken, found, reference)
+    load_into(projector.qformer, tensors | {own: found[theirs] for own, theirs in taken.items()}, reference)
+
+
+def bert_tensors(reference: str) -> dict[str, Tensor]:
+    """The tensors of a transformers BERT, with or without a head, named from ``embeddings.``, ``encoder.`` or ``cls.`` on.
+
+    Raises ``CheckpointError`` when there is none.
+    """
+    files = weight_files(reference, None, ["model.safetensors"])
+    # Google's own checkpoints name the parameters of a LayerNorm as TensorFlow did.
+    endings = {"gamma": "weight", "beta": "bias"}
+    tensors = {}
+    for name, value in read_tensors(files, [""]).items():
+        stem, _, last = name.removeprefix("bert.").rpartition(".")
+        tensors[f"{stem}.{endings.get(last, last)}"] = value
+    return tensors
+
+
+def check_taken(taken: Mapping[str, str], found: Mapping[str, Tensor], reference: str) -> None:
+    """Raise ``CheckpointError`` when ``found`` lacks something of what is ``taken`` of it."""
+    if lost := [theirs for theirs in taken.values() if theirs not in found]:
+        raise CheckpointError(f"{reference} holds no {', '.join(lost[:3])}; expected a BERT of as many layers")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
+
+from mmllm.projectors.gather import gathered
 
 
 class RetrievalHeads(nn.Module):
@@ -42,8 +43,8 @@ class RetrievalHeads(nn.Module):
         call this too. The sum over processes is that of one process with all pairs.
         """
         mine, everyone = 0, torch.cat([text, media], dim=1)
-        if self.training and distributed.is_available() and distributed.is_initialized():
-            mine, everyone = _gathered(everyone)
+        if self.training:
+            mine, everyone = gathered(everyone)
         all_text, all_media = everyone.chunk(2, dim=1)
         pairs = mine + torch.arange(len(text), device=text.device)
         with torch.autocast(text.device.type, enabled=False):
@@ -63,33 +64,3 @@ class DecisionHead(nn.Module):
         """Logits ``(N, 2)``, float32, of generating (0) and retrieving (1), from ``signals (N, K, D_llm)``."""
         logits: Tensor = self.linear(self.dropout(signals[:, 0].to(self.linear.weight.dtype)))
         return logits.float()
-
-
-def _gathered(rows: Tensor) -> tuple[int, Tensor]:
-    """The ``rows (n, D)`` of all processes in the order of their ranks, n differing, and where this process's begin."""
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    sizes = [int(count) for count in counts]
-    if torch.is_grad_enabled() and not rows.requires_grad:
-        # The exchange of gradients needs this process too, also where nothing of its own is to learn.
-        rows = rows.detach().requires_grad_()
-    return sum(sizes[: distributed.get_rank()]), _Gather.apply(rows, sizes)
-
-
-class _Gather(torch.autograd.Function):
-    """All processes' rows; backward, each gets the sum of what all found for its own."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, sizes: list[int]) -> Tensor:
-        ctx.sizes = sizes
-        padded = rows.new_zeros(max(sizes), rows.shape[1])
-        padded[: len(rows)] = rows
-        pieces = [torch.empty_like(padded) for _ in sizes]
-        distributed.all_gather(pieces, padded)
-        return torch.cat([piece[:size] for piece, size in zip(pieces, sizes, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.contiguous().clone()
-        distributed.all_reduce(gradient)
-        return torch.split(gradient, ctx.sizes)[distributed.get_rank()], None

@@ -58,7 +58,7 @@ class StepData:
     @property
     def modalities(self) -> set[str]:
         """What the batches hold, as part names begin: ``inputs.image``, ``outputs.image``."""
-        taken = {f"inputs.{name}" for batch, _ in self.micro for name in batch.media}
+        taken = {f"inputs.{name}" for batch, _ in self.micro for name in (*batch.media, *batch.sentences)}
         return taken | {f"outputs.{name}" for batch, _ in self.micro for name in batch.made}
 
 
@@ -108,7 +108,8 @@ class StepDataset(Dataset[StepData]):
             filler = chunk or encoded[:1] or [self._load(whole[0], whole, None)]
             batch = self.processor.collate(filler)
             if not chunk:
-                batch.made = {}  # a filler's media must not be among those that others are told apart from
+                # A filler's media must not be among those that others are told apart from.
+                batch.made, batch.captions, batch.prompted, batch.sentences = {}, {}, {}, {}
             data.micro.append((batch, 1.0 if chunk else 0.0))
         return data
 

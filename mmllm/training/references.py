@@ -17,10 +17,12 @@ from mmllm.pretrained import cached_commit, read_json
 
 def stored_parts(model: MultimodalLM, config: ModelConfig, context: BuildContext, trained: Iterable[str]) -> list[str]:
     """The parts that a checkpoint must hold: trained ones, and those at random values that no file could bring back; of
-    others the layers that were trained.
+    others the layers that were trained. A part that was trained but for some modules is stored whole: what is left out may
+    be new, and is small.
     """
     kept = list(trained)
-    whole = [name for name in model.parts() if name in kept or not _sources(config, context, name)]
+    nearly = {part for part, choice in map(split, kept) if isinstance(choice, frozenset)}
+    whole = [name for name in model.parts() if name in kept or name in nearly or not _sources(config, context, name)]
     return whole + [name for name in kept if split(name)[0] not in whole]
 
 

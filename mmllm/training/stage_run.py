@@ -19,6 +19,7 @@ from mmllm.data.dataset import SkipLog, open_stage
 from mmllm.data.mixture import StageData
 from mmllm.errors import CheckpointError, TrainingError
 from mmllm.model import MultimodalLM
+from mmllm.processing.captions import caption_readers
 from mmllm.processing.processor import Processor
 from mmllm.training import checkpoint
 from mmllm.training.batches import EvalDataset, StepDataset, loader
@@ -67,6 +68,8 @@ class StageRun:
         processor = run.processor.reading_targets(
             "denoise" in stage.objectives, shown="contrastive" in stage.objectives
         )
+        if stage.reads_captions:
+            processor = processor.reading_captions(caption_readers(run.config.model, run.context))
         self.steps = StepDataset(self.data, processor, stage, rank=rank, world=world)
         self.eval_data = StageData(stage.eval_data, run.config.seed, run.context) if stage.eval_data else None
         if self.eval_data is not None:
@@ -145,7 +148,7 @@ class StageRun:
             means = evaluate(run.accelerator, SummedLoss(run.model, stage.objectives), batches)
             row["eval_loss"] = sum(weight * means[name] for name, weight in stage.objectives.items())
             row["eval_losses"] = means
-        if stage.samples and run.accelerator.is_main_process:
+        if stage.samples and stage.answers and run.accelerator.is_main_process:
             with run.accelerator.autocast():
                 row["replies"] = sample_replies(run.model, run.processor, self.eval_data or self.data, stage.samples)
         run.reporter.evaluation(stage.name, row)

@@ -40,7 +40,8 @@ def resolve(stage: StageConfig, parts: Mapping[str, dict[str, nn.Parameter]]) ->
     """The parts that ``stage.train`` names, in model order, with their rates.
 
     Patterns are shell-style over part names (``inputs.*.projector``); ``backbone`` alone means the backbone's own
-    weights, ``backbone.layers.20-31`` those of twelve of its layers, which are a part of their own here. Generators stay
+    weights, ``backbone.layers.20-31`` those of twelve of its layers, which are a part of their own here
+    (``mmllm.config.pieces``). Generators stay
     frozen: no pattern means them. Raises ``ConfigError`` for every pattern of ``train`` or ``part_lr`` that matches nothing.
     """
     problems = pattern_problems(f"stages.{stage.name}", stage.train, stage.part_lr, parts)
@@ -211,7 +212,7 @@ def check_modalities(stage: StageConfig, trained: Iterable[TrainedPart], data: S
     owners = {}
     for part in trained:
         side, *rest = part.name.split(".")
-        if side in sides:
+        if side in sides and rest[1] != "prompt":  # which learns from text alone
             owners[sides[side], rest[0]] = part.name
     missing = set(owners)
     for index in chain(data.order(0), range(len(data))):

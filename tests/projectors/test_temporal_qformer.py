@@ -235,6 +235,8 @@ def test_a_modality_may_be_called_modules() -> None:
     assert split("inputs.modules.projector") == ("inputs.modules.projector", None)
     assert split("inputs.modules.projector.modules.clip.norm") == ("inputs.modules.projector", "clip.norm")
     assert split("backbone.layers.2-3") == ("backbone", range(2, 4))
+    assert split("inputs.without.projector") == ("inputs.without.projector", None)
+    assert split("inputs.*.projector.without.clip+frame") == ("inputs.*.projector", frozenset({"clip", "frame"}))
 
 
 def test_a_checkpoint_holds_the_trained_modules_of_a_pretrained_q_former(tmp_path: Path) -> None:
