@@ -68,9 +68,11 @@ def name_of(case: Case) -> str:
 
 
 PLACES = ("backbone", "encoder")
+# One behind the other as well as side by side: `mq_former` tells a fused encoder's members apart.
+IN_A_ROW = {**suggestions("encoder", "fused")[0], "along": "sequence", "widths": "pad"}
 INPUTS = pairwise(
     {
-        "encoder": one_of_each("encoder"),
+        "encoder": [*one_of_each("encoder"), IN_A_ROW],
         "projector": one_of_each("input_projector"),
         "adapter": one_of_each("adapter"),
         "place": PLACES,
