@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, S
 from pydantic import BeforeValidator, SerializeAsAny
 
 from mmllm.config.base import BuildContext, ComponentConfig, Config, _dispatch
+from mmllm.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -183,11 +184,18 @@ class LayoutProjectorConfig(ProjectorConfig):
 
 
 def outputs_of(
-    projector: ProjectorConfig, preprocessor: Preprocessor, item: dict[str, torch.Tensor]
+    projector: ProjectorConfig, preprocessor: Preprocessor, item: dict[str, torch.Tensor], path: str = ""
 ) -> tuple[int, Layout | None]:
-    """How many embeddings ``projector`` gives for an item, and the layout that its module needs; None where it needs none."""
+    """How many embeddings ``projector`` gives for an item, and the layout that its module needs; None where it needs none.
+
+    Raises ``ConfigError`` where the features have no such layout, with the projector at the dotted ``path``.
+    """
     if isinstance(projector, LayoutProjectorConfig):
-        layout = projector.layout(preprocessor, item)
+        try:
+            layout = projector.layout(preprocessor, item)
+        except ConfigError as error:
+            found = [(".".join(filter(None, (path, inner))), text) for inner, text in error.problems]
+            raise ConfigError(found) from None
         return projector.num_outputs_on(layout), layout
     return projector.num_outputs(preprocessor.num_tokens(item)), None
 

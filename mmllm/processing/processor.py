@@ -264,7 +264,8 @@ class Processor:
                 encoded.supervised.extend([not generation_prompt] * signals.count)
                 continue
             modality, item = self.modalities[part.type], self.load(part, root)
-            count, layout = outputs_of(modality.projector, modality.preprocessor, item)
+            path = f"model.inputs.{part.type}.projector"
+            count, layout = outputs_of(modality.projector, modality.preprocessor, item, path)
             start, end = ([m] for m in modality.markers) if modality.markers else ([], [])
             place, width = len(encoded.ids) + len(start), 0 if modality.fused else count
             encoded.spans.append(Span(part.type, place, count, item, layout, captions[piece.media], modality.fused))
