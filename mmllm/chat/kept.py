@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mmllm.chat.session import SUFFIXES, ChatSession, is_whole, portable, text_of
+from mmllm.chat.session import SUFFIXES, ChatSession, is_empty, is_whole, portable, text_of
 from mmllm.errors import DataError, MediaError
 from mmllm.processing.sources import Limits, read_media
 
@@ -34,11 +34,15 @@ def pack(session: ChatSession) -> str:
     """The conversation as JSON, ``{"id": …, "title": …, "messages": […]}``; no messages when there is nothing to keep.
 
     Media carry their bytes as data URLs as long as they fit in ``MAX_MEDIA_BYTES``, counted from the latest; a part of a
-    medium that does not fit has its name only.
+    medium that does not fit has its name only. A reply that runs and has said nothing yet is left out: its question is to come
+    back as one without an answer.
     """
     left: float = MAX_MEDIA_BYTES
     messages: list[dict[str, Any]] = []
-    for message in reversed(session.messages):
+    said = session.messages
+    if session.answering and said and is_empty(said[-1]):
+        said = said[:-1]
+    for message in reversed(said):
         parts: list[dict[str, Any]] = []
         for part in reversed([part for part in message["content"] if "making" not in part]):
             size = _size(part)

@@ -168,7 +168,7 @@ class ChatSession:
                 self._keep_finished(answer["content"])
                 yield text_of(answer)
         except BaseException:
-            if _is_empty(answer) and self.messages and self.messages[-1] is answer:
+            if is_empty(answer) and self.messages and self.messages[-1] is answer:
                 self.messages.pop()
             raise
         finally:
@@ -297,7 +297,8 @@ def _add_piece(content: list[dict[str, Any]], piece: str | Media | Truncated) ->
     content.append({"type": piece.type, "making": piece})
 
 
-def _is_empty(message: dict[str, Any]) -> bool:
+def is_empty(message: dict[str, Any]) -> bool:
+    """Whether a message holds nothing, neither words nor media (those that are still being made do not count)."""
     return not any(part.get("text") or "path" in part for part in message["content"])
 
 

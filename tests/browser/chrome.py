@@ -68,6 +68,13 @@ def kept(page: Page) -> str:
     return str(page.evaluate("mmllmChats.kept()"))
 
 
+def away(page: Page) -> None:
+    """Leave the page before its server ends: a page that stays open loads itself again as soon as there is a server, which
+    would cut off the test's own visit.
+    """
+    page.goto("about:blank")
+
+
 def users(page: Page) -> Any:
     return page.locator("#chat [data-testid=user]")
 

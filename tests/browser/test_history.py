@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser.chrome import answered, attach, bot, box, kept, marks, picture_file, say, until, users
+from browser.chrome import answered, attach, away, bot, box, kept, marks, picture_file, say, until, users
 from needs import needed
 from playwright.sync_api import BrowserContext, Page, expect
 
@@ -60,6 +60,7 @@ def test_a_conversation_with_media_outlives_the_server(context: BrowserContext, 
         say(page, "what is <b> it?")
         expect(bot(page)).to_contain_text("You said what is <b> it? with 1 files.")
         until(lambda: "You said" in kept(page))
+        away(page)
     with running(tmp_path, port=port) as server:
         page.goto(server.url)
         expect(bot(page)).to_contain_text("You said what is <b> it? with 1 files.")
@@ -108,6 +109,7 @@ def test_a_question_without_answer_comes_back_into_the_box(context: BrowserConte
         page.goto(server.url)
         say(page, "are you there?")
         until(lambda: "are you there?" in kept(page))
+        away(page)
     with running(tmp_path, port=port) as server:
         page.goto(server.url)
         expect(box(page)).to_have_value("are you there?")
@@ -205,6 +207,7 @@ def test_a_conversation_that_was_tampered_with_gives_an_empty_chat(
             target[last] = value if value.isalpha() else int(value)
         text = json.dumps(chat) if "=" in change else change
         page.evaluate("([id, chat]) => mmllmChats.put(id, 'x', chat)", [chat["id"], text])
+        away(page)
     with running(tmp_path, port=port) as server:
         page.goto(server.url)
         expect(page.get_by_role("alert")).to_contain_text("cannot be read")

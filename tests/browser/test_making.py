@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser.chrome import answered, bot, box, kept, marks, say, type_and_send, until, users
+from browser.chrome import answered, away, bot, box, kept, marks, say, type_and_send, until, users
 from needs import needed
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page, expect
@@ -171,6 +171,7 @@ def test_a_picture_it_made_is_seen_after_the_conversation_was_restored(
         say(page, "red [image] .")
         answered(page)
         until(lambda: '"data:image/png' in kept(page))
+        away(page)
     with running(tmp_path, assistant=assistant, port=port) as server:
         page.goto(server.url)
         expect(pictures(page)).to_have_count(1)

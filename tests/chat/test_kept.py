@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from mmllm.chat import kept
 from mmllm.chat.kept import pack, unpack
-from mmllm.chat.session import ChatSession
+from mmllm.chat.session import ChatSession, Sampling
 from mmllm.errors import DataError
 
 ID = "0123456789abcdef" * 2
@@ -81,6 +82,28 @@ def test_a_file_that_is_gone_leaves_its_name(session: ChatSession) -> None:
 
 def test_an_empty_conversation_has_no_messages() -> None:
     assert json.loads(pack(ChatSession()))["messages"] == []
+
+
+def test_a_reply_without_a_word_is_kept_only_once_it_has_ended(tmp_path: Path) -> None:
+    class Slow:
+        modalities, making = (), {}
+
+        def chat(self, *_: Any, **__: Any) -> Iterator[str]:
+            assert roles() == ["user"]
+            yield "Yes"
+            assert roles() == ["user", "assistant"]
+
+    def roles() -> list[str]:
+        return [message["role"] for message in json.loads(pack(session))["messages"]]
+
+    session = ChatSession(tmp_path)
+    session.add_user("Are you there?")
+    for text in session.reply(Slow(), Sampling()):  # type: ignore[arg-type]
+        assert text == "Yes"
+    session.add_user("And now?")
+    session.stop()
+    assert list(session.reply(Slow(), Sampling())) == []  # type: ignore[arg-type]
+    assert roles() == ["user", "assistant", "user", "assistant"], "a reply that was stopped has ended"
 
 
 def test_half_characters_do_not_lose_the_conversation() -> None:

@@ -204,7 +204,7 @@ def test_fused_pictures_have_the_first_ones_grid() -> None:
 def test_what_has_no_grid_is_refused() -> None:
     classes = ClipConfig(arch="ViT-B-16", keep_class_token=True).tiny().preprocessor(CONTEXT)
     item = classes(Image.new("RGB", (20, 20)))
-    with pytest.raises(ConfigError, match=r"pool projector: 1 problem\s+the encoder's features lie on no grid"):
+    with pytest.raises(ConfigError, match="the encoder's features lie on no grid"):
         outputs_of(PoolConfig(factor=2), classes, item)
     sounds = HubertConfig(pretrained="facebook/hubert-base-ls960").tiny().preprocessor(CONTEXT)
     heard = sounds(torch.randn(16_000).numpy())
