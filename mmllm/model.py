@@ -329,7 +329,12 @@ class MultimodalLM(nn.Module):
         made = batch.made if any(name != "text" for name in objectives) else {}
         states_at = torch.cat([m.positions.flatten() for m in made.values()]) if made else None
         out = self.backbone(
-            embeddings, batch.attention_mask, positions=batch.predict, states_at=states_at, replies=batch.replies
+            embeddings,
+            batch.attention_mask,
+            positions=batch.predict,
+            states_at=states_at,
+            replies=batch.replies,
+            lengths=batch.lengths,
         )
         sums: dict[str, Tensor] = {}
         if "text" in objectives:

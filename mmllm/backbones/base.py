@@ -85,6 +85,10 @@ class Backbone(nn.Module):
     def compile_layers(self) -> None:
         """Compile the repeated layers in place, for batches of any shape; the names of the parameters stay."""
 
+    def start_packing(self) -> bool:
+        """Let ``forward`` take rows of several sequences from now on. False where the model has no way to keep them apart."""
+        return False
+
     @abstractmethod
     def new_cache(self) -> Any:
         """An empty memory for ``forward``, for one batch that is decoded step by step."""
@@ -99,6 +103,7 @@ class Backbone(nn.Module):
         states_at: Tensor | None = None,
         cache: Any = None,
         replies: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> BackboneOutput:
         """Logits from ``inputs_embeds (B, T, D_llm)``.
 
@@ -111,4 +116,7 @@ class Backbone(nn.Module):
         behind the last one. A decoder-only model needs no such thing; an encoder-decoder reads what stands before a
         reply with its encoder and the reply with its decoder, so what is asked must lie in a reply or right before it
         (the position that predicts its first token). Without ``replies`` all that is given is to be replied to.
+
+        ``lengths`` (int64, (S,)), after ``start_packing``, are those of the sequences of the one row ``(1, T, D_llm)``, which
+        stand behind each other without padding and do not see each other.
         """

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from mmllm.backbones.base import BackboneOutput
 from mmllm.backbones.language_model_module import LanguageModel
+from mmllm.backbones.packing import PACKED, as_mask, register
 from mmllm.config.families import AdapterConfig
+
+
+def restarted(lengths: Tensor, device: torch.device) -> Tensor:
+    """Position ids ``(1, T)`` of sequences of ``lengths (S,)`` in one row: each begins at 0."""
+    return torch.cat([torch.arange(length) for length in lengths.tolist()]).to(device, non_blocking=True)[None]
 
 
 @dataclass
@@ -43,6 +49,47 @@ class CausalLM(LanguageModel):
         self.one_stream = self._memory != "state"  # without a mask rows are read one by one
         super().__init__(model, adapter, num_new_tokens, num_signals, tie_signals)
 
+    def start_packing(self) -> bool:
+        config = self._language_model().config
+        if config._attn_implementation == PACKED:
+            return True
+        # What a prefix adds in front of a row belongs in front of each of its sequences.
+        prefixed = self.adapter is not None and self.adapter.positions > 0
+        if config._attn_implementation != "sdpa" or not self._positions or prefixed:
+            return False
+        register()
+        self._language_model().set_attn_implementation(PACKED)
+        if self._keeps_apart():
+            return True
+        self._language_model().set_attn_implementation("sdpa")
+        return False
+
+    def _language_model(self) -> Any:
+        """The transformers model, without what an adapter wraps it in."""
+        from transformers import PreTrainedModel
+
+        return next(module for module in self.model.modules() if isinstance(module, PreTrainedModel))
+
+    @torch.no_grad()
+    def _keeps_apart(self) -> bool:
+        """Whether two sequences in one row give what they give alone. Layers that are no attention may mix them up, and a
+        family may compute its positions by itself: so it is tried out on this very model.
+        """
+        modes = {module: module.training for module in self.modules()}
+        self.eval()
+        lengths = torch.tensor([3, 5])
+        device = self.tables()[0].device
+        embedded = self.embed(torch.arange(8, device=device) % self.vocab_rows)[None]
+        try:
+            packed = self(embedded, lengths=lengths).logits
+            alone = torch.cat([self(piece).logits for piece in embedded.split([3, 5], dim=1)], dim=1)
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        # In half precision only rounding differs; where sequences see each other, the logits themselves do.
+        tolerance = 1e-4 if alone.dtype == torch.float32 else 5e-2
+        return bool((packed - alone).abs().max() <= tolerance * alone.abs().max())
+
     def new_cache(self) -> Any:
         from transformers import DynamicCache
 
@@ -57,7 +104,10 @@ class CausalLM(LanguageModel):
         states_at: Tensor | None = None,
         cache: Any = None,
         replies: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> BackboneOutput:
+        if lengths is not None:
+            attention_mask, position_ids = as_mask(lengths), restarted(lengths, inputs_embeds.device)
         arguments: dict[str, Any] = {"position_ids": position_ids} if self._positions else {}
         match self._memory:
             case "past_key_values":

@@ -80,6 +80,7 @@ class Seq2Seq(LanguageModel):
         states_at: Tensor | None = None,
         cache: EncoderMemory | None = None,
         replies: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> BackboneOutput:
         rows, width = inputs_embeds.shape[:2]
         if cache is not None and cache.encoded is not None:

@@ -173,7 +173,8 @@ class Batch:
     ``MultimodalLM.with_codes`` has made them. ``captions`` has those of media of an input that aligns with them,
     ``prompted`` the same as its P-Former reads them, and ``sentences`` what the assistant says in each conversation (``items``
     are rows then). ``replies (R, 3)`` are the assistant's replies that are supervised: row, first position, position behind
-    the last one.
+    the last one. In a packed batch the conversations stand behind each other in one row, without padding; ``lengths (S,)``, in
+    the processor's memory, are theirs.
     """
 
     ids: Tensor
@@ -188,6 +189,7 @@ class Batch:
     prompted: dict[str, CaptionBatch] = field(default_factory=dict)
     sentences: dict[str, CaptionBatch] = field(default_factory=dict)
     replies: Tensor | None = None
+    lengths: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -226,5 +228,5 @@ class Batch:
             {name: c.to(device) for name, c in read.items()} for read in (self.captions, self.prompted, self.sentences)
         )
         replies = None if self.replies is None else self.replies.to(device, non_blocking=True)
-        own = media, self.sample_ids, made, codes, captions, prompted, sentences, replies
+        own = media, self.sample_ids, made, codes, captions, prompted, sentences, replies, self.lengths
         return Batch(ids, attention, predict, targets, *own)

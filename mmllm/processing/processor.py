@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -312,27 +312,33 @@ class Processor:
         except MediaError as error:
             raise _named(error, part) from error
 
-    def collate(self, samples: Sequence[Encoded], *, pad_left: bool = False) -> Batch:
-        """One batch, padded on the right (training) or on the left (generation, where all must end together)."""
-        rows, width = len(samples), max(len(s.ids) for s in samples)
+    def collate(self, samples: Sequence[Encoded], *, pad_left: bool = False, pack: bool = False) -> Batch:
+        """One batch, padded on the right (training) or on the left (generation, where all must end together), or packed: all
+        in one row.
+        """
+        lengths = [len(sample.ids) for sample in samples]
+        rows, width = (1, sum(lengths)) if pack else (len(samples), max(lengths))
+        ends = list(accumulate(lengths)) if pack else [width * (row + 1) for row in range(rows)]
         ids = torch.full((rows, width), self.pad_id, dtype=torch.int64)
         attention = torch.zeros((rows, width), dtype=torch.int64)
         predict, targets, replies = [], [], list[tuple[int, int, int]]()
         items: dict[str, list[tuple[int, Span]]] = {}
         things: dict[str, list[tuple[int, Made]]] = {}
-        for row, sample in enumerate(samples):
-            offset = width - len(sample.ids) if pad_left else 0
+        for sample, behind in zip(samples, ends, strict=True):
+            # Where the conversation begins, counted over all rows.
+            start = behind - len(sample.ids) if pad_left or pack else behind - width
             tokens = torch.tensor(sample.ids, dtype=torch.int64)
-            ids[row, offset : offset + len(tokens)] = tokens
-            attention[row, offset : offset + len(tokens)] = 1
+            ids.view(-1)[start : start + len(tokens)] = tokens
+            attention.view(-1)[start : start + len(tokens)] = 1
             wanted = torch.tensor(sample.supervised[1:], dtype=torch.bool).nonzero().flatten()
-            predict.append(wanted + row * width + offset)
+            predict.append(wanted + start)
             targets.append(tokens[1:][wanted])
-            replies += [(row, offset + first, offset + behind) for first, behind in sample.replies]
+            row, offset = divmod(start, width)
+            replies += [(row, offset + first, offset + last) for first, last in sample.replies]
             for span in sample.spans:
-                items.setdefault(span.modality, []).append((row * width + offset + span.start, span))
+                items.setdefault(span.modality, []).append((start + span.start, span))
             for thing in sample.made:
-                things.setdefault(thing.modality, []).append((row * width + offset + thing.start, thing))
+                things.setdefault(thing.modality, []).append((start + thing.start, thing))
         # Sorted so that every rank and every run visits the modalities in the same order.
         media = {name: self._collate_media(name, items[name], width) for name in sorted(items)}
         written = {name for name in things if self.signals[name].group.free}
@@ -349,6 +355,7 @@ class Processor:
             codes,
             *collate_texts(self._captions, samples, self.modalities),
             torch.tensor(replies, dtype=torch.int64).view(-1, 3),
+            torch.tensor(lengths) if pack else None,
         )
 
     def _collate_media(self, name: str, placed: list[tuple[int, Span]], row_width: int) -> MediaBatch:
