@@ -89,6 +89,10 @@ class Backbone(nn.Module):
         """Let ``forward`` take rows of several sequences from now on. False where the model has no way to keep them apart."""
         return False
 
+    def trim_last_layer(self) -> bool:
+        """Compute the last layer only at the positions asked for, from now on. False where the model has no such layer."""
+        return False
+
     @abstractmethod
     def new_cache(self) -> Any:
         """An empty memory for ``forward``, for one batch that is decoded step by step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from mmllm.backbones.base import BackboneOutput
 from mmllm.backbones.language_model_module import LanguageModel
 from mmllm.backbones.packing import PACKED, as_mask, register
+from mmllm.backbones.trimming import last_layer, trim
 from mmllm.config.families import AdapterConfig
 
 
@@ -59,10 +61,26 @@ class CausalLM(LanguageModel):
             return False
         register()
         self._language_model().set_attn_implementation(PACKED)
-        if self._keeps_apart():
+        lengths = torch.tensor([3, 5])
+        if self._equal(
+            lambda x: self(x, lengths=lengths).logits,
+            lambda x: torch.cat([self(piece).logits for piece in x.split([3, 5], dim=1)], dim=1),
+        ):
             return True
         self._language_model().set_attn_implementation("sdpa")
         return False
+
+    def trim_last_layer(self) -> bool:
+        layer = last_layer(self.model)
+        if layer is None or self._trimmed:
+            return self._trimmed
+        trim(layer)
+        self._trimmed, wanted = True, torch.tensor([2, 4, 5], device=self.tables()[0].device)
+        try:
+            self._trimmed = self._equal(lambda x: self(x, positions=wanted).logits, lambda x: self(x).logits[0, wanted])
+        except TypeError:  # a model that hands nothing on to its layers
+            self._trimmed = False
+        return self._trimmed
 
     def _language_model(self) -> Any:
         """The transformers model, without what an adapter wraps it in."""
@@ -71,24 +89,23 @@ class CausalLM(LanguageModel):
         return next(module for module in self.model.modules() if isinstance(module, PreTrainedModel))
 
     @torch.no_grad()
-    def _keeps_apart(self) -> bool:
-        """Whether two sequences in one row give what they give alone. Layers that are no attention may mix them up, and a
-        family may compute its positions by itself: so it is tried out on this very model.
+    def _equal(self, fast: Callable[[Tensor], Tensor], plain: Callable[[Tensor], Tensor]) -> bool:
+        """Whether a short cut gives what the plain way does, tried out on this very model with eight tokens.
+
+        Families differ in where positions come from, in what their layers add up, and in whether they look at neighbours
+        by other means than attention.
         """
         modes = {module: module.training for module in self.modules()}
         self.eval()
-        lengths = torch.tensor([3, 5])
-        device = self.tables()[0].device
-        embedded = self.embed(torch.arange(8, device=device) % self.vocab_rows)[None]
         try:
-            packed = self(embedded, lengths=lengths).logits
-            alone = torch.cat([self(piece).logits for piece in embedded.split([3, 5], dim=1)], dim=1)
+            embedded = self.embed(torch.arange(8, device=self.tables()[0].device) % self.vocab_rows)[None]
+            found, expected = fast(embedded), plain(embedded)
         finally:
             for module, mode in modes.items():
                 module.training = mode
-        # In half precision only rounding differs; where sequences see each other, the logits themselves do.
-        tolerance = 1e-4 if alone.dtype == torch.float32 else 5e-2
-        return bool((packed - alone).abs().max() <= tolerance * alone.abs().max())
+        # In half precision rounding differs; where something is wrong, the logits themselves do.
+        tolerance = 1e-4 if expected.dtype == torch.float32 else 5e-2
+        return bool((found - expected).abs().max() <= tolerance * expected.abs().max())
 
     def new_cache(self) -> Any:
         from transformers import DynamicCache

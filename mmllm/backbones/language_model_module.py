@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from mmllm.backbones.base import Backbone, NewTokens
+from mmllm.backbones.trimming import ASKED
 from mmllm.errors import CheckpointError, ConfigError, brief
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class LanguageModel(Backbone):
         self.new_tokens, self.num_signals = None, num_signals
         if num_new_tokens:
             self.new_tokens = NewTokens(table, num_new_tokens, head.weight, num_signals, tie_signals)
-        self._asked = Asked()
+        self._asked, self._trimmed = Asked(), False
         # A hook on the head's input does it for every architecture alike: what a model adds after its head (scaling,
         # soft-capping) acts on each logit alone and so stays exact.
         head.register_forward_pre_hook(self._select)
@@ -98,9 +99,12 @@ class LanguageModel(Backbone):
         """Let the head see only the asked positions, and keep the hidden states that were asked for."""
         asked, hidden = self._asked, args[0]
         flat = hidden.reshape(-1, hidden.shape[-1])
+        # A trimmed layer has kept the rows that are asked for.
+        short = asked.kept is not None and len(flat) == len(asked.kept) < asked.width
+        rows = (lambda wanted: torch.searchsorted(asked.kept, wanted)) if short else (lambda wanted: wanted)
         if asked.states_at is not None:
-            asked.states = flat[asked.states_at]
-        asked.seen = hidden if asked.positions is None else flat[asked.positions][None]
+            asked.states = flat[rows(asked.states_at)]
+        asked.seen = hidden if asked.positions is None else flat[rows(asked.positions)][None]
         return (asked.seen, *args[1:])
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -129,6 +133,10 @@ class LanguageModel(Backbone):
     def _run(self, positions: Tensor | None, states_at: Tensor | None, **arguments: Any) -> tuple[Any, Asked]:
         """One pass of ``model`` with the head at ``positions`` only; its output, and what the head's hook found."""
         self._asked = asked = Asked(positions, states_at)
+        if self._trimmed and positions is not None and not arguments["use_cache"]:
+            asked.kept = torch.cat([positions, *([] if states_at is None else [states_at])]).unique()
+            asked.width = arguments["inputs_embeds"].shape[:2].numel()
+            arguments[ASKED] = asked.kept
         try:
             return self.model(**arguments), asked
         finally:
@@ -149,5 +157,7 @@ class Asked:
 
     positions: Tensor | None = None
     states_at: Tensor | None = None
+    kept: Tensor | None = None  # the positions, sorted, to which the last layer may be trimmed
+    width: int = 0  # of all rows together
     seen: Tensor | None = None
     states: Tensor | None = None
