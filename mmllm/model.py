@@ -232,6 +232,13 @@ class MultimodalLM(nn.Module):
             if isinstance(output, Output):
                 output.text_conditions = TextConditions(output.frozen(), store)
 
+    def start_packing(self) -> bool:
+        """Let ``forward`` take packed batches from now on. False where sequences of one row cannot be kept apart: fused media
+        are seen by all of a row.
+        """
+        fused = any(cast(Input, one).fusion is not None for one in self.inputs.values())
+        return not fused and self.backbone.start_packing()
+
     def parts(self) -> dict[str, dict[str, nn.Parameter]]:
         """The parts a stage can train, by name: disjoint, and together all parameters.
 

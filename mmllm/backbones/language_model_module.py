@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -88,7 +88,7 @@ class LanguageModel(Backbone):
         self.new_tokens, self.num_signals = None, num_signals
         if num_new_tokens:
             self.new_tokens = NewTokens(table, num_new_tokens, head.weight, num_signals, tie_signals)
-        self._asked, self._trimmed = Asked(), False
+        self._asked, self._trimmed, self._compiled = Asked(), False, False
         # A hook on the head's input does it for every architecture alike: what a model adds after its head (scaling,
         # soft-capping) acts on each logit alone and so stays exact.
         head.register_forward_pre_hook(self._select)
@@ -99,12 +99,9 @@ class LanguageModel(Backbone):
         """Let the head see only the asked positions, and keep the hidden states that were asked for."""
         asked, hidden = self._asked, args[0]
         flat = hidden.reshape(-1, hidden.shape[-1])
-        # A trimmed layer has kept the rows that are asked for.
-        short = asked.kept is not None and len(flat) == len(asked.kept) < asked.width
-        rows = (lambda wanted: torch.searchsorted(asked.kept, wanted)) if short else (lambda wanted: wanted)
         if asked.states_at is not None:
-            asked.states = flat[rows(asked.states_at)]
-        asked.seen = hidden if asked.positions is None else flat[rows(asked.positions)][None]
+            asked.states = flat[asked.rows(asked.states_at, len(flat))]
+        asked.seen = hidden if asked.positions is None else flat[asked.rows(asked.positions, len(flat))][None]
         return (asked.seen, *args[1:])
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -120,6 +117,7 @@ class LanguageModel(Backbone):
     def compile_layers(self) -> None:
         from transformers import PreTrainedModel
 
+        self._compiled = True
         models = [module for module in self.modules() if isinstance(module, PreTrainedModel)]
         layers = {name for model in models for name in model._no_split_modules or ()}
         for module in self.modules():
@@ -134,7 +132,8 @@ class LanguageModel(Backbone):
         """One pass of ``model`` with the head at ``positions`` only; its output, and what the head's hook found."""
         self._asked = asked = Asked(positions, states_at)
         if self._trimmed and positions is not None and not arguments["use_cache"]:
-            asked.kept = torch.cat([positions, *([] if states_at is None else [states_at])]).unique()
+            asked.kept = torch.cat([positions, *([] if states_at is None else [states_at])])
+            asked.kept = torch.unique(asked.kept)
             asked.width = arguments["inputs_embeds"].shape[:2].numel()
             arguments[ASKED] = asked.kept
         try:
@@ -161,3 +160,8 @@ class Asked:
     width: int = 0  # of all rows together
     seen: Tensor | None = None
     states: Tensor | None = None
+
+    def rows(self, positions: Tensor, found: int) -> Tensor:
+        """Where ``positions`` are in the ``found`` rows that reach the head: a trimmed layer has kept the asked ones."""
+        short = self.kept is not None and found == len(self.kept) < self.width
+        return torch.searchsorted(cast(Tensor, self.kept), positions) if short else positions

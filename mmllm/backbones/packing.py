@@ -7,7 +7,7 @@ knows where sequences begin, through activation checkpointing and whatever else 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,7 +58,7 @@ def packed_attention(
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
         return _varlen(query, key, value, lengths, scaling, sliding_window), None
     pieces = []
-    for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True):
+    for q, k, v in zip(*(torch.split(x, lengths, dim=2) for x in (query, key, value)), strict=True):
         mask = None if sliding_window is None or q.shape[2] <= sliding_window else _band(q, sliding_window)
         pieces.append(sdpa_attention_forward(module, q, k, v, mask, **{**options, "is_causal": True})[0])
     return torch.cat(pieces, dim=1), None
@@ -70,7 +70,7 @@ def _varlen(
     ends = torch.tensor([0, *lengths]).cumsum(0).to(query.device, torch.int32, non_blocking=True)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     longest = max(lengths)
-    found: Tensor = varlen.varlen_attn(
+    found = varlen.varlen_attn(
         q,
         k,
         v,
@@ -82,7 +82,7 @@ def _varlen(
         window_size=(-1 if window is None else window - 1, 0),
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return found[None]
+    return cast(Tensor, found)[None]
 
 
 def _band(query: Tensor, window: int) -> Tensor:

@@ -30,6 +30,7 @@ def trim(layer: nn.Module) -> None:
 
     Right where the layer adds up its parts in the usual way, which has to be tried out.
     """
+    parts: dict[str, Any] = dict(layer.named_children())
     whole, asked = layer.forward, list[Tensor]()
 
     def select(_module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -41,14 +42,14 @@ def trim(layer: nn.Module) -> None:
             return whole(hidden_states, *args, **kwargs)
         asked.append(wanted)
         try:
-            found = layer.self_attn(layer.input_layernorm(hidden_states), *args, **kwargs)[0]
+            found = parts["self_attn"](parts["input_layernorm"](hidden_states), *args, **kwargs)[0]
         finally:
             asked.clear()
         here = at(hidden_states, wanted) + found
-        return here + layer.mlp(layer.post_attention_layernorm(here))
+        return here + parts["mlp"](parts["post_attention_layernorm"](here))
 
-    layer.self_attn.o_proj.register_forward_pre_hook(select)  # type: ignore[union-attr]
-    layer.forward = forward  # type: ignore[method-assign]
+    parts["self_attn"].o_proj.register_forward_pre_hook(select)
+    layer.forward = forward
 
 
 def at(states: Tensor, positions: Tensor) -> Tensor:

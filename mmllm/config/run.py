@@ -44,6 +44,7 @@ PROMPTING: tuple[Objective, ...] = (
     "self_contrastive",
     "quantization",
 )  # by which P-Former learns from text alone
+Batching = Literal["packed", "grouped", "padded"]
 SIGNAL_TOKENS = 4  # of an output whose configuration does not say
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
@@ -225,7 +226,10 @@ class StageConfig(Config):
     generated one (see ``docs/outputs.md``); ``itc``, ``itm``, ``itg`` and ``alignment`` are between a projector and
     captions, ``reconstruction``, ``self_contrastive`` and ``quantization`` those of P-Former (see ``docs/alignment.md``).
     ``batch_size`` is the number of samples of one optimizer step over all processes; it is cut into micro-batches of
-    ``micro_batch_size`` per process, so the same config gives the same run on one process or many.
+    ``micro_batch_size`` per process, so the same config gives the same run on one process or many. ``micro_batch_tokens`` and
+    ``micro_batch_media`` (of one modality) are limits besides; a sample is never cut. ``batching`` is how samples share a
+    micro-batch: ``packed`` behind each other in one row without padding, ``grouped`` by length, or ``padded`` in the data's
+    order; the loss is the same. A backbone that cannot keep packed sequences apart gets grouped ones.
     ``max_length`` is in tokens; a stage that does not give it gets fewer where the backbone has fewer positions.
     """
 
@@ -240,6 +244,9 @@ class StageConfig(Config):
     max_steps: PositiveInt | None = None
     batch_size: PositiveInt = 32
     micro_batch_size: PositiveInt = 8
+    micro_batch_tokens: PositiveInt | None = None
+    micro_batch_media: PositiveInt | None = None
+    batching: Batching = "packed"
     max_length: PositiveInt = 2048
     optimizer: OptimizerConfig = OptimizerConfig()
     gradient_checkpointing: bool = False
@@ -274,6 +281,8 @@ class RunConfig(Config):
     ``cache: null`` computes the text conditions of captions whenever they are needed; the results are the same.
 
     ``compile`` runs the backbone's layers through torch.compile: a minute of compiling and a C++ compiler, then faster steps.
+    ``trim`` computes the backbone's last layer only where its output is used, where the model is built so that this gives the
+    same.
     """
 
     model: ModelConfig
@@ -283,6 +292,7 @@ class RunConfig(Config):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     cache: CacheConfig | None = CacheConfig()
     compile: bool = False
+    trim: bool = True
     trackers: list[str] = ["tensorboard"]
     keep_last: PositiveInt = 2
     plugins: list[str] = []

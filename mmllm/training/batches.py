@@ -17,20 +17,21 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from mmllm.config.run import StageConfig
+from mmllm.config.run import Batching, StageConfig
 from mmllm.data.dataset import Loaded, SampleStream
 from mmllm.data.mixture import StageData
 from mmllm.errors import DataError, MediaError
 from mmllm.processing.batch import OBJECTIVES, Batch, Encoded
 from mmllm.processing.processor import Processor
+from mmllm.training.micro_batches import cut, filler
 
 
 @dataclass
 class StepData:
     """One process's share of an optimizer step.
 
-    ``micro`` holds ``(batch, weight)`` and is equally long on every process; weight 0 marks a filler, run only because
-    the other processes have a micro-batch there and gradient exchange needs everybody. ``loaded`` has one entry per
+    ``micro`` holds ``(batch, weight)``; weight 0 marks a filler, run only because the other processes have a micro-batch
+    there and gradient exchange needs everybody (``mmllm.training.loop`` adds what is missing). ``loaded`` has one entry per
     sample, emptied of its tensors: what was skipped on the way. ``epoch`` is how many epochs are done after this step.
     """
 
@@ -69,9 +70,18 @@ class StepDataset(Dataset[StepData]):
     every sample of the epoch occurs exactly once. A global batch is dealt out to the processes one by one.
     """
 
-    def __init__(self, data: StageData, processor: Processor, stage: StageConfig, *, rank: int, world: int) -> None:
+    def __init__(
+        self,
+        data: StageData,
+        processor: Processor,
+        stage: StageConfig,
+        *,
+        rank: int,
+        world: int,
+        batching: Batching = "padded",
+    ) -> None:
         self.stream, self.processor, self.stage = SampleStream(data), processor, stage
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.batching = rank, world, batching
         # ends[e] is the step after the last one of epoch e.
         self.ends = epoch_ends(data, stage)
         self._order = lru_cache(maxsize=1)(data.order)
@@ -99,18 +109,15 @@ class StepDataset(Dataset[StepData]):
 
     def __getitem__(self, step: int) -> StepData:
         epoch, place = self.place(step)
-        whole, size = self.indices(step), self.stage.micro_batch_size
+        whole = self.indices(step)
         samples_done = place * self.stage.batch_size + len(whole)
         data = StepData(step, epoch + samples_done / self.stream.data.epoch_size(epoch))
-        encoded = [self._load(index, whole, data) for index in whole[self.rank :: self.world]]
-        for slot in range(math.ceil(math.ceil(len(whole) / self.world) / size)):
-            chunk = encoded[slot * size : (slot + 1) * size]
-            filler = chunk or encoded[:1] or [self._load(whole[0], whole, None)]
-            batch = self.processor.collate(filler)
-            if not chunk:
-                # A filler's media must not be among those that others are told apart from.
-                batch.made, batch.captions, batch.prompted, batch.sentences = {}, {}, {}, {}
-            data.micro.append((batch, 1.0 if chunk else 0.0))
+        own = [self._load(index, whole, data) for index in whole[self.rank :: self.world]]
+        pack = self.batching == "packed"
+        data.micro = [(self.processor.collate(chunk, pack=pack), 1.0) for chunk in cut(own, self.stage, self.batching)]
+        if not own:  # a process without samples takes part with another's
+            one = self.processor.collate([self._load(whole[0], whole, None)], pack=pack)
+            data.micro = [(filler(one), 0.0)]
         return data
 
     def _load(self, index: int, whole: list[int], data: StepData | None) -> Encoded:
@@ -126,8 +133,17 @@ class EvalDataset(Dataset[Batch | None]):
     Samples that cannot be used are left out, never replaced; None stands for a micro-batch without any usable one.
     """
 
-    def __init__(self, data: StageData, processor: Processor, stage: StageConfig, *, rank: int, world: int) -> None:
-        self.data, self.processor, self.stage = data, processor, stage
+    def __init__(
+        self,
+        data: StageData,
+        processor: Processor,
+        stage: StageConfig,
+        *,
+        rank: int,
+        world: int,
+        batching: Batching = "padded",
+    ) -> None:
+        self.data, self.processor, self.stage, self.pack = data, processor, stage, batching == "packed"
         size = stage.micro_batch_size
         self.chunks = [range(start, min(start + size, len(data))) for start in range(0, len(data), size)][rank::world]
 
@@ -141,7 +157,7 @@ class EvalDataset(Dataset[Batch | None]):
                 encoded.append(self.processor.encode_sample(self.data[index], self.stage.max_length))
             except (DataError, MediaError):
                 continue
-        return self.processor.collate(encoded) if encoded else None
+        return self.processor.collate(encoded, pack=self.pack) if encoded else None
 
 
 def epoch_ends(data: StageData, stage: StageConfig) -> list[int]:

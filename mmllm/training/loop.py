@@ -21,6 +21,7 @@ from mmllm.errors import TrainingError
 from mmllm.model import MultimodalLM
 from mmllm.processing.batch import Batch
 from mmllm.training.batches import StepData
+from mmllm.training.micro_batches import filler
 from mmllm.training.optimizer import lr_factor, set_rates
 from mmllm.training.stages import GradientWatch, TrainedPart
 
@@ -96,6 +97,7 @@ def run_steps(
     watch, nonfinite = GradientWatch(parts), 0
     for data in steps:
         seed_step(seed, stage.name, data.step, accelerator.process_index)
+        _fill_up(accelerator, data)
         reasons = _count_skipped(data, skips)
         own = [data.counts[name] for name in objectives]
         totals = total_of(accelerator, [*own, data.tokens, len(data.ids), len(reasons)])
@@ -137,6 +139,13 @@ def run_steps(
         )
         if stops:
             return
+
+
+def _fill_up(accelerator: Accelerator, data: StepData) -> None:
+    """Give every process as many micro-batches as the one with the most: gradients are exchanged in each."""
+    if accelerator.num_processes > 1:
+        counts: Tensor = accelerator.gather(torch.tensor([len(data.micro)], device=accelerator.device))
+        data.micro += [(filler(data.micro[-1][0]), 0.0)] * (int(counts.max()) - len(data.micro))
 
 
 def _count_skipped(data: StepData, skips: SkipLog) -> list[str]:

@@ -95,6 +95,8 @@ def open_run(
     )
     if config.compile:
         model.backbone.compile_layers()
+    if config.trim:
+        model.backbone.trim_last_layer()
     _keep_text_conditions(config, model, folder, accelerator.num_processes)
     run = Run(config, context, accelerator, model, processor, folder, Reporter(accelerator, folder))
     source = newest or start_from

@@ -25,6 +25,7 @@ from mmllm.training import checkpoint
 from mmllm.training.batches import EvalDataset, StepDataset, loader
 from mmllm.training.checkpoint import Position
 from mmllm.training.loop import StepResult, SummedLoss, evaluate, run_steps
+from mmllm.training.micro_batches import batching_of
 from mmllm.training.optimizer import build_optimizer
 from mmllm.training.preview import sample_replies
 from mmllm.training.report import DRAW_EVERY, Reporter, table, write_summary
@@ -70,10 +71,11 @@ class StageRun:
         )
         if stage.reads_captions:
             processor = processor.reading_captions(caption_readers(run.config.model, run.context))
-        self.steps = StepDataset(self.data, processor, stage, rank=rank, world=world)
+        batching = batching_of(stage, model)
+        self.steps = StepDataset(self.data, processor, stage, rank=rank, world=world, batching=batching)
         self.eval_data = StageData(stage.eval_data, run.config.seed, run.context) if stage.eval_data else None
         if self.eval_data is not None:
-            self.eval_set = EvalDataset(self.eval_data, processor, stage, rank=rank, world=world)
+            self.eval_set = EvalDataset(self.eval_data, processor, stage, rank=rank, world=world, batching=batching)
         optimizer = build_optimizer(model, self.parts, stage.optimizer)
         rows = model.backbone.new_tokens
         if rows is not None and any(part.name == "backbone.new_tokens" for part in self.parts):
@@ -200,9 +202,9 @@ class StageRun:
             f"{source.reader.kind} {source.reader.model_dump(exclude={'kind'}, exclude_none=True)}"
             for source, opened in zip(self.stage.data, self.data.tables, strict=True)
         ]
-        epochs = len(self.steps.ends)
+        plan = f"{len(self.steps)} steps in {len(self.steps.ends)} epoch(s)"
         reporter.say(
-            f"stage {self.stage.name}: {len(self.steps)} steps in {epochs} epoch(s), batches of {self.stage.batch_size}"
+            f"stage {self.stage.name}: {plan}, batches of {self.stage.batch_size} samples, {self.steps.batching}"
         )
         if self.done == 0:
             reporter.begin(self.stage.name, {"step": 0, "parts": rows, "data": sources, "total": len(self.steps)})
