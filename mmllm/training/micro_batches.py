@@ -34,6 +34,8 @@ def cut(samples: Sequence[Encoded], stage: StageConfig, batching: Batching) -> l
     ``padded`` keeps the order. ``grouped`` puts samples of similar length together, the longest first. ``packed``, where
     there is no padding to save, spreads them so that all micro-batches have about as many tokens.
     """
+    if not samples:
+        return []
     if batching == "packed":
         return _spread(samples, stage)
     rows = list(samples) if batching == "padded" else sorted(samples, key=_length, reverse=True)
@@ -46,18 +48,29 @@ def cut(samples: Sequence[Encoded], stage: StageConfig, batching: Batching) -> l
 
 
 def _spread(samples: Sequence[Encoded], stage: StageConfig) -> list[list[Encoded]]:
-    """As few micro-batches as the limits allow, the longest samples dealt first, each to the shortest micro-batch."""
+    """As few micro-batches as it finds within the limits: the longest samples are dealt first, each to the shortest
+    micro-batch that takes it, or, where that leaves one without a place, to the longest.
+    """
     rows = sorted(samples, key=_length, reverse=True)
-    for count in range(1, len(rows) + 1):
-        chunks: list[list[Encoded]] = [[] for _ in range(count)]
-        for sample in rows:
-            free = [chunk for chunk in chunks if not chunk or _fits([*chunk, sample], stage, _tokens)]
-            if not free:
-                break
-            min(free, key=_tokens).append(sample)
-        else:
-            return chunks
-    return []
+    return next(
+        chunks
+        for count in range(1, len(rows) + 1)
+        for choose in (min, max)
+        if (chunks := _dealt(rows, stage, count, choose)) is not None
+    )
+
+
+def _dealt(
+    rows: Sequence[Encoded], stage: StageConfig, count: int, choose: Callable[..., list[Encoded]]
+) -> list[list[Encoded]] | None:
+    """``rows`` in ``count`` micro-batches, each where ``choose`` wants it by tokens; None when one does not fit anywhere."""
+    chunks: list[list[Encoded]] = [[] for _ in range(count)]
+    for sample in rows:
+        free = [chunk for chunk in chunks if not chunk or _fits([*chunk, sample], stage, _tokens)]
+        if not free:
+            return None
+        choose(free, key=_tokens).append(sample)
+    return [chunk for chunk in chunks if chunk]
 
 
 def _length(sample: Encoded) -> int:
