@@ -9,7 +9,7 @@ padded loop with its spread, and the share of the matrix product rate measured i
 
     hf         transformers as its trainer runs it: padded batches, logits everywhere, the whole tower
     hf_tuned   the same tuned by hand: logits where labels are, tower cut at the layer that is read, batches by length
-    padded     mmllm, `batching: padded`, `trim: false`
+    padded     mmllm, `batching: padded`, `short_cuts: false`
     packed     mmllm as it comes
     loop       `packed` through mmllm's own training loop (accelerate, clipping, checks): what the framework costs
 """
@@ -262,7 +262,7 @@ def peak_rate(half: bool) -> float:
 def short_cuts(model: MultimodalLM) -> None:
     """What a run does by itself."""
     assert model.start_packing()
-    assert model.backbone.trim_last_layer()
+    assert "last layer trimmed" in model.backbone.take_short_cuts()
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -342,10 +342,11 @@ class MultimodalLM(nn.Module):
             states_at=states_at,
             replies=batch.replies,
             lengths=batch.lengths,
+            targets=batch.targets if "text" in objectives else None,
         )
         sums: dict[str, Tensor] = {}
-        if "text" in objectives:
-            sums["text"] = F.cross_entropy(out.logits.float(), batch.targets, reduction="sum")
+        if out.loss is not None:
+            sums["text"] = out.loss
         signals: dict[str, Tensor] = {}
         if states_at is not None and out.states is not None:
             flat = out.states + embeddings.flatten(0, 1)[states_at]

@@ -52,10 +52,15 @@ def _fresh_rows(table: Tensor, count: int) -> Tensor:
 
 
 class BackboneOutput(NamedTuple):
-    """``logits``, and the last hidden ``states (K', D_llm)`` at the positions asked for (None when none were)."""
+    """``logits``, and the last hidden ``states (K', D_llm)`` at the positions asked for (None when none were).
+
+    With ``targets``, ``loss`` is their summed cross-entropy, a float32 scalar, and ``logits`` may be those of the first
+    position alone.
+    """
 
     logits: Tensor
     states: Tensor | None
+    loss: Tensor | None = None
 
 
 class Backbone(nn.Module):
@@ -89,9 +94,9 @@ class Backbone(nn.Module):
         """Let ``forward`` take rows of several sequences from now on. False where the model has no way to keep them apart."""
         return False
 
-    def trim_last_layer(self) -> bool:
-        """Compute the last layer only at the positions asked for, from now on. False where the model has no such layer."""
-        return False
+    def take_short_cuts(self) -> list[str]:
+        """Compute from now on only what is asked for, where this model gives the same then; what that is, in words."""
+        return []
 
     @abstractmethod
     def new_cache(self) -> Any:
@@ -108,6 +113,7 @@ class Backbone(nn.Module):
         cache: Any = None,
         replies: Tensor | None = None,
         lengths: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> BackboneOutput:
         """Logits from ``inputs_embeds (B, T, D_llm)``.
 
@@ -120,6 +126,8 @@ class Backbone(nn.Module):
         behind the last one. A decoder-only model needs no such thing; an encoder-decoder reads what stands before a
         reply with its encoder and the reply with its decoder, so what is asked must lie in a reply or right before it
         (the position that predicts its first token). Without ``replies`` all that is given is to be replied to.
+
+        ``targets`` (int64, (K,)) are the tokens wanted at ``positions``, for their loss.
 
         ``lengths`` (int64, (S,)), after ``start_packing``, are those of the sequences of the one row ``(1, T, D_llm)``, which
         stand behind each other without padding and do not see each other.

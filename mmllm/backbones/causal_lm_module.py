@@ -72,7 +72,34 @@ class CausalLM(LanguageModel):
         self._language_model().set_attn_implementation("sdpa")
         return False
 
-    def trim_last_layer(self) -> bool:
+    def take_short_cuts(self) -> list[str]:
+        taken = {"last layer trimmed": self._trim_last_layer(), "loss in pieces": self._lose_in_pieces()}
+        return [name for name, works in taken.items() if works]
+
+    def _lose_in_pieces(self) -> bool:
+        """Compute head and loss a few rows at a time, where nothing stands between the head and the logits."""
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        if type(head) is not torch.nn.Linear:
+            return False
+        everywhere = torch.arange(8, device=head.weight.device)
+
+        def steep(compute: Callable[[], Tensor]) -> Tensor:
+            """With a head whose logits are far apart, as a trained one's may be: a cap on them has no effect on small ones."""
+            handle = head.register_forward_pre_hook(lambda _, args: (args[0] * 1e3,))
+            try:
+                return compute()
+            finally:
+                handle.remove()
+
+        self._in_pieces = self._equal(
+            lambda x: steep(lambda: head(cast(Tensor, self(x, states_at=everywhere).states)[None])),
+            lambda x: steep(lambda: self(x).logits[..., : self.vocab_rows]),
+            lambda x: steep(lambda: self(x).logits[..., : self.vocab_rows].roll(1, dims=1)),
+        )
+        return self._in_pieces
+
+    def _trim_last_layer(self) -> bool:
+        """Compute the last layer only at the positions asked for. False where the model has no such layer."""
         layer = last_layer(self.model)
         if layer is None or self._trimmed or self._compiled:
             return self._trimmed
@@ -137,6 +164,7 @@ class CausalLM(LanguageModel):
         cache: Any = None,
         replies: Tensor | None = None,
         lengths: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> BackboneOutput:
         if lengths is not None:
             attention_mask, position_ids = as_mask(lengths), restarted(lengths, inputs_embeds.device)
@@ -150,11 +178,10 @@ class CausalLM(LanguageModel):
             case _:  # has no mask: padding behind a sequence does no harm, before it the state would take it up
                 if cache is not None:
                     return self._row_by_row(inputs_embeds, attention_mask, positions, states_at, cache)
-        out, asked = self._run(
-            positions, states_at, inputs_embeds=inputs_embeds, use_cache=cache is not None, **arguments
+        _, found = self._run(
+            positions, states_at, targets, inputs_embeds=inputs_embeds, use_cache=cache is not None, **arguments
         )
-        logits = self.with_signals(out.logits, asked)
-        return BackboneOutput(logits if positions is None else logits[0], asked.states)
+        return found if positions is None else found._replace(logits=found.logits[0])
 
     def _row_by_row(
         self,
@@ -176,10 +203,10 @@ class CausalLM(LanguageModel):
             given = inputs_embeds[row, seen][None]
             everywhere = torch.arange(given.shape[1], device=given.device)
             state = cache.rows[row] if cache.rows else None
-            out, asked = self._run(everywhere, everywhere, inputs_embeds=given, use_cache=True, state=state)
+            out, found = self._run(everywhere, everywhere, None, inputs_embeds=given, use_cache=True, state=state)
             kept.append(out.state)
-            logits[row, seen] = self.with_signals(out.logits, asked)[0].to(logits.dtype)
-            states[row, seen] = cast(Tensor, asked.states).to(states.dtype)
+            logits[row, seen] = found.logits[0].to(logits.dtype)
+            states[row, seen] = cast(Tensor, found.states).to(states.dtype)
         cache.rows = kept
         return BackboneOutput(
             logits if positions is None else logits.flatten(0, 1)[positions],

@@ -10,7 +10,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from mmllm.backbones.base import Backbone, NewTokens
+from mmllm.backbones.base import Backbone, BackboneOutput, NewTokens
+from mmllm.backbones.linear_cross_entropy import linear_cross_entropy
 from mmllm.backbones.trimming import ASKED
 from mmllm.errors import CheckpointError, ConfigError, brief
 
@@ -88,7 +89,7 @@ class LanguageModel(Backbone):
         self.new_tokens, self.num_signals = None, num_signals
         if num_new_tokens:
             self.new_tokens = NewTokens(table, num_new_tokens, head.weight, num_signals, tie_signals)
-        self._asked, self._trimmed, self._compiled = Asked(), False, False
+        self._asked, self._trimmed, self._compiled, self._in_pieces = Asked(), False, False, False
         # A hook on the head's input does it for every architecture alike: what a model adds after its head (scaling,
         # soft-capping) acts on each logit alone and so stays exact.
         head.register_forward_pre_hook(self._select)
@@ -102,7 +103,7 @@ class LanguageModel(Backbone):
         if asked.states_at is not None:
             asked.states = flat[asked.rows(asked.states_at, len(flat))]
         asked.seen = hidden if asked.positions is None else flat[asked.rows(asked.positions, len(flat))][None]
-        return (asked.seen, *args[1:])
+        return (asked.seen[:, :1] if asked.targets is not None else asked.seen, *args[1:])
 
     def embed(self, ids: Tensor) -> Tensor:
         is_new = ids >= self.vocab_rows
@@ -128,25 +129,38 @@ class LanguageModel(Backbone):
         embeddings, head = self.model.get_input_embeddings(), self.model.get_output_embeddings()  # type: ignore[operator]
         return embeddings.weight, head.weight
 
-    def _run(self, positions: Tensor | None, states_at: Tensor | None, **arguments: Any) -> tuple[Any, Asked]:
-        """One pass of ``model`` with the head at ``positions`` only; its output, and what the head's hook found."""
-        self._asked = asked = Asked(positions, states_at)
+    def _run(
+        self, positions: Tensor | None, states_at: Tensor | None, targets: Tensor | None, **arguments: Any
+    ) -> tuple[Any, BackboneOutput]:
+        """One pass of ``model`` with the head at ``positions`` only: its output, and what the contract's ``forward`` gives of it,
+        logits ``(1, K, V)`` there.
+        """
+        # Sharded weights are whole only inside their own modules.
+        pieces = self._in_pieces and type(self.tables()[1]) is nn.Parameter
+        self._asked = asked = Asked(positions, states_at, targets if pieces else None)
         if self._trimmed and positions is not None and not arguments["use_cache"]:
-            asked.kept = torch.cat([positions, *([] if states_at is None else [states_at])])
-            asked.kept = torch.unique(asked.kept)
-            asked.width = arguments["inputs_embeds"].shape[:2].numel()
+            wanted = torch.cat([positions, *([] if states_at is None else [states_at])])
+            asked.kept, asked.width = torch.unique(wanted), arguments["inputs_embeds"].shape[:2].numel()
             arguments[ASKED] = asked.kept
         try:
-            return self.model(**arguments), asked
+            out = self.model(**arguments)
         finally:
             self._asked = Asked()
+        logits, loss = self._with_signals(out.logits, asked), None
+        if asked.targets is not None and asked.seen is not None:
+            head, rows = self.model.get_output_embeddings(), self.new_tokens  # type: ignore[operator]
+            signals = rows.signal_head() if rows is not None and self.num_signals else None
+            loss = linear_cross_entropy(asked.seen[0], head.weight, head.bias, signals, asked.targets)
+        elif targets is not None:
+            loss = nn.functional.cross_entropy(logits[0].float(), targets, reduction="sum")
+        return out, BackboneOutput(logits, asked.states, loss)
 
-    def with_signals(self, logits: Tensor, asked: Asked) -> Tensor:
+    def _with_signals(self, logits: Tensor, asked: Asked) -> Tensor:
         """``logits (…, vocab_rows)`` with those of the signal tokens behind them."""
         if self.new_tokens is None or not self.num_signals or asked.seen is None:
             return logits
         head = self.new_tokens.signal_head()
-        signals = nn.functional.linear(asked.seen.to(head.dtype), head)
+        signals = nn.functional.linear(asked.seen[..., : logits.shape[-2], :].to(head.dtype), head)
         return torch.cat([logits, signals.to(logits.dtype)], dim=-1)
 
 
@@ -156,6 +170,7 @@ class Asked:
 
     positions: Tensor | None = None
     states_at: Tensor | None = None
+    targets: Tensor | None = None  # of positions whose loss is computed in pieces: the head sees the first one alone
     kept: Tensor | None = None  # the positions, sorted, to which the last layer may be trimmed
     width: int = 0  # of all rows together
     seen: Tensor | None = None

@@ -81,20 +81,21 @@ class Seq2Seq(LanguageModel):
         cache: EncoderMemory | None = None,
         replies: Tensor | None = None,
         lengths: Tensor | None = None,
+        targets: Tensor | None = None,
     ) -> BackboneOutput:
         rows, width = inputs_embeds.shape[:2]
         if cache is not None and cache.encoded is not None:
-            out, asked = self._run(
+            _, found = self._run(
                 positions,
                 states_at,
+                targets,
                 encoder_outputs=(cache.encoded,),
                 attention_mask=cache.mask,
                 decoder_inputs_embeds=inputs_embeds,
                 past_key_values=cache.pairs,
                 use_cache=True,
             )
-            logits = self.with_signals(out.logits, asked)
-            return BackboneOutput(logits if positions is None else logits[0], asked.states)
+            return found if positions is None else found._replace(logits=found.logits[0])
         real = inputs_embeds.new_ones(rows, width) if attention_mask is None else attention_mask
         if replies is None:
             whole = torch.arange(rows, device=real.device)[:, None]
@@ -102,9 +103,10 @@ class Seq2Seq(LanguageModel):
         cut = cut_replies(real.bool(), replies)
         flat = inputs_embeds.flatten(0, 1)
         start = self.embed(torch.full_like(replies[:, :1], self.start_token))
-        out, asked = self._run(
+        out, found = self._run(
             None if positions is None else cut.place[positions],
             None if states_at is None else cut.place[states_at],
+            targets,
             inputs_embeds=flat[cut.before],
             attention_mask=cut.mask.to(torch.int64),
             decoder_inputs_embeds=torch.cat([start.to(flat.dtype), flat[cut.reply]], dim=1),
@@ -113,12 +115,11 @@ class Seq2Seq(LanguageModel):
         )
         if cache is not None:
             cache.encoded, cache.mask = out.encoder_last_hidden_state, cut.mask.to(torch.int64)
-        logits = self.with_signals(out.logits, asked)
         if positions is not None:
-            return BackboneOutput(logits[0], asked.states)
+            return found._replace(logits=found.logits[0])
         # Where nothing is replied there is nothing to predict: zeros.
-        found = logits.flatten(0, 1)[cut.place] * (cut.place >= 0)[:, None]
-        return BackboneOutput(found.view(rows, width, -1), asked.states)
+        logits = found.logits.flatten(0, 1)[cut.place] * (cut.place >= 0)[:, None]
+        return found._replace(logits=logits.view(rows, width, -1))
 
 
 def cut_replies(real: Tensor, replies: Tensor) -> Cut:

@@ -281,8 +281,8 @@ class RunConfig(Config):
     ``cache: null`` computes the text conditions of captions whenever they are needed; the results are the same.
 
     ``compile`` runs the backbone's layers through torch.compile: a minute of compiling and a C++ compiler, then faster steps.
-    ``trim`` computes the backbone's last layer only where its output is used, where the model is built so that this gives the
-    same.
+    ``short_cuts`` computes the backbone's last layer only where its output is used, and head and loss a few positions at a time,
+    where the model is built so that this gives the same.
     """
 
     model: ModelConfig
@@ -292,7 +292,7 @@ class RunConfig(Config):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     cache: CacheConfig | None = CacheConfig()
     compile: bool = False
-    trim: bool = True
+    short_cuts: bool = True
     trackers: list[str] = ["tensorboard"]
     keep_last: PositiveInt = 2
     plugins: list[str] = []

@@ -95,8 +95,8 @@ def open_run(
     )
     if config.compile:
         model.backbone.compile_layers()
-    if config.trim:
-        model.backbone.trim_last_layer()
+    if config.short_cuts:
+        model.backbone.take_short_cuts()
     _keep_text_conditions(config, model, folder, accelerator.num_processes)
     run = Run(config, context, accelerator, model, processor, folder, Reporter(accelerator, folder))
     source = newest or start_from

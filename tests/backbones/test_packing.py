@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmllm.backbones import causal_lm_module
+from mmllm.backbones import causal_lm_module, linear_cross_entropy
 from mmllm.backbones.base import Backbone
 from mmllm.backbones.causal_lm import CausalLMConfig
 from mmllm.backbones.packing import PACKED
@@ -17,6 +17,7 @@ from mmllm.config.base import BuildContext
 
 CONTEXT = BuildContext(dtype=torch.float32)
 LENGTHS = [5, 1, 9, 4]
+TRIMS = "last layer trimmed"
 PACKING = [
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "olmo2", "phi", "phi3", "opt", "gpt2", "gpt_neox",
     "mixtral", "olmoe", "stablelm",
@@ -143,7 +144,7 @@ def test_a_trimmed_last_layer_gives_the_same(model_type: str, checkpointed: bool
         return [out.logits.detach(), out.states.detach(), row.grad]
 
     before = results()
-    trimmed = model.trim_last_layer()
+    trimmed = TRIMS in model.take_short_cuts()
     assert trimmed == (model_type in TRIMMED), "say so in the list below when a family joins or leaves"
     for found, expected in zip(results(), before, strict=True):
         torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
@@ -156,7 +157,7 @@ TRIMMED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "mixtral", "olmoe"}
 
 def test_a_trimmed_layer_computes_only_what_is_asked() -> None:
     model, seen = backbone("llama"), list[int]()
-    assert model.trim_last_layer()
+    assert TRIMS in model.take_short_cuts()
     layers = [m for name, m in model.named_modules() if name.endswith(".mlp")]
     for layer in layers:
         layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[1]))
@@ -167,7 +168,7 @@ def test_a_trimmed_layer_computes_only_what_is_asked() -> None:
 def test_compiled_layers_stay_whole_and_apart() -> None:
     model = backbone("llama")
     model.compile_layers()
-    assert not model.trim_last_layer()
+    assert TRIMS not in model.take_short_cuts()
     assert not model.start_packing()
 
 
@@ -177,7 +178,7 @@ def test_half_precision_does_not_hide_a_short_cut_that_is_wrong(monkeypatch: pyt
         parameter.data = parameter.data.to(
             torch.bfloat16 if parameter.ndim >= 2 and "lora" not in name else torch.float32
         )
-    assert model.trim_last_layer()
+    assert TRIMS in model.take_short_cuts()
     assert model.start_packing()
     other = backbone("qwen2")
     other.to(torch.bfloat16)
@@ -192,7 +193,64 @@ def test_trimming_and_packing_go_together() -> None:
     asked = torch.tensor([4, 5, 14, 18])
     alone = torch.cat([model(piece).logits[0] for piece in torch.split(row, LENGTHS, dim=1)])[asked]
     assert model.start_packing()
-    assert model.trim_last_layer()
+    assert TRIMS in model.take_short_cuts()
     assert model.model.config._attn_implementation == PACKED  # type: ignore[union-attr]
     found = model(row, positions=asked, lengths=torch.tensor(LENGTHS)).logits
     torch.testing.assert_close(found, alone, atol=2e-5, rtol=1e-4)
+
+
+# ---- head and loss
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma2", "phi", "mamba", "rwkv", "gpt2"])
+@pytest.mark.parametrize("piece", [300, 1 << 24])
+def test_a_loss_in_pieces_equals_that_of_all_logits(
+    model_type: str, piece: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear_cross_entropy, "PIECE", piece)
+    model, asked = backbone(model_type), torch.tensor([1, 5, 6, 17])
+    targets = torch.tensor([3, 271, 273, 0])  # words, and a signal token
+
+    def results() -> dict[str, Tensor]:
+        model.zero_grad()
+        row = embedded(model).detach().requires_grad_(True)
+        out = model(row, positions=asked, states_at=torch.tensor([2, 6]), targets=targets)
+        assert out.loss is not None
+        (out.loss * 0.5).backward()
+        gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        assert row.grad is not None
+        return {"loss": out.loss.detach(), "row": row.grad, "states": out.states.detach(), **gradients}  # type: ignore[union-attr]
+
+    before = results()
+    taken = model.take_short_cuts()
+    assert ("loss in pieces" in taken) == (model_type != "gemma2"), "which caps its logits behind the head"
+    after = results()
+    assert before.keys() == after.keys()
+    for name, expected in before.items():
+        error = (after[name] - expected).abs().max() / expected.abs().max().clamp(min=1.0)
+        assert error < 2e-5, name
+
+
+def test_a_loss_of_no_positions_is_zero_and_has_gradients() -> None:
+    model = backbone("llama")
+    assert model.take_short_cuts() == ["last layer trimmed", "loss in pieces"]
+    row, none = embedded(model).detach().requires_grad_(True), torch.zeros(0, dtype=torch.int64)
+    out = model(row, positions=none, targets=none)
+    assert out.loss == 0
+    out.loss.backward()  # type: ignore[union-attr]
+    assert row.grad is not None
+    assert not row.grad.any()
+
+
+def test_only_one_row_of_logits_exists_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear_cross_entropy, "PIECE", 272)
+    model, seen = backbone("llama"), list[int]()
+    model.take_short_cuts()
+    real = torch.nn.functional.cross_entropy
+    monkeypatch.setattr(
+        linear_cross_entropy.F, "cross_entropy", lambda x, *a, **k: (seen.append(x.shape[0]), real(x, *a, **k))[1]
+    )
+    positions = torch.arange(6)
+    out = model(embedded(model), positions=positions, targets=positions)
+    assert seen == [1] * 6
+    assert out.logits.shape[0] == 1
