@@ -25,6 +25,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -265,6 +266,17 @@ def short_cuts(model: MultimodalLM) -> None:
     assert "last layer trimmed" in model.backbone.take_short_cuts()
 
 
+def step_memory(steps: Callable[[], None]) -> int:
+    """The bytes that torch allocates at most at once beyond what is there before, in ``steps``."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        steps()
+    found: Any = profile.profiler
+    events = [event for event in found.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return max(accumulate(event.nbytes() for event in events))
+
+
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     geometry, lora, half = GEOMETRIES[arguments.geometry], arguments.stage == "lora", arguments.precision == "bf16"
     drawn = samples(geometry, arguments.mix, 2 * arguments.batch)
@@ -295,6 +307,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     work, peak = needed_flops(geometry, chunks, lora=lora), peak_rate(half)
     real = sum(len(sample.ids) for sample in drawn)
     padded = sum(len(chunk) * max(len(sample.ids) for sample in chunk) for chunk in chunks)
+    memory = {name: step_memory(steps) for name, steps in variants.items()}
     rows = {}
     for name, own in seconds.items():
         ratios = [base / mine for base, mine in zip(seconds["hf"], own, strict=True)]
@@ -305,6 +318,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             "spread": [min(ratios), max(ratios)],
             "over_tuned": statistics.median(tuned),
             "needed_of_peak": work / statistics.median(own) / peak,
+            "memory_mb": memory[name] / 1e6,
+            "memory_over_hf": memory[name] / memory["hf"],
         }
     tax = [loop / packed - 1 for loop, packed in zip(seconds["loop"], seconds["packed"], strict=True)]
     return {
@@ -347,7 +362,8 @@ def main() -> None:
         low, high = row["spread"]
         print(
             f"{name:10s} {row['seconds']:7.2f} s   {row['over_hf']:5.2f} x hf ({low:.2f} to {high:.2f})   "
-            f"{row['over_tuned']:5.2f} x tuned   {row['needed_of_peak']:4.0%} of {found['peak_gflops']:.0f} GFLOP/s"
+            f"{row['over_tuned']:5.2f} x tuned   {row['needed_of_peak']:4.0%} of {found['peak_gflops']:.0f} GFLOP/s   "
+            f"{row['memory_mb']:5.0f} MB, {row['memory_over_hf']:.2f} of hf's"
         )
     print(f"training loop over the same modules called by hand: {found['framework_tax']:+.1%}")
 

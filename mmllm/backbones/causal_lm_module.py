@@ -134,9 +134,11 @@ class CausalLM(LanguageModel):
         Families differ in where positions come from, in what their layers add up, and in whether they look at neighbours
         by other means than attention.
         """
+        table = self.tables()[0]
+        if table.is_meta:  # a plan's, of which nothing can be known but its sizes
+            return True
         modes = {module: module.training for module in self.modules()}
         self.eval()
-        table = self.tables()[0]
         half = table.dtype in (torch.float16, torch.bfloat16)
         try:
             with torch.autocast(table.device.type, table.dtype if half else None, enabled=half):

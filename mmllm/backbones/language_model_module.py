@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mmllm.backbones.base import Backbone, BackboneOutput, NewTokens
 from mmllm.backbones.linear_cross_entropy import linear_cross_entropy
@@ -100,9 +101,13 @@ class LanguageModel(Backbone):
         """Let the head see only the asked positions, and keep the hidden states that were asked for."""
         asked, hidden = self._asked, args[0]
         flat = hidden.reshape(-1, hidden.shape[-1])
-        if asked.states_at is not None:
-            asked.states = flat[asked.rows(asked.states_at, len(flat))]
-        asked.seen = hidden if asked.positions is None else flat[asked.rows(asked.positions, len(flat))][None]
+        if asked.kept is not None and asked.positions is not None and len(flat) == len(asked.kept):
+            # A trimmed layer has left the rows at `positions`, and behind them those at `states_at`.
+            here, also = torch.split(flat, [len(asked.positions), len(flat) - len(asked.positions)])
+            asked.seen, asked.states = here[None], None if asked.states_at is None else also
+        else:
+            asked.seen = hidden if asked.positions is None else flat[asked.positions][None]
+            asked.states = None if asked.states_at is None else flat[asked.states_at]
         return (asked.seen[:, :1] if asked.targets is not None else asked.seen, *args[1:])
 
     def embed(self, ids: Tensor) -> Tensor:
@@ -136,12 +141,12 @@ class LanguageModel(Backbone):
         logits ``(1, K, V)`` there.
         """
         # Sharded weights are whole only inside their own modules.
-        pieces = self._in_pieces and type(self.tables()[1]) is nn.Parameter
+        pieces = self._in_pieces and not isinstance(self.tables()[1], DTensor)
         self._asked = asked = Asked(positions, states_at, targets if pieces else None)
         if self._trimmed and positions is not None and not arguments["use_cache"]:
             wanted = torch.cat([positions, *([] if states_at is None else [states_at])])
-            asked.kept, asked.width = torch.unique(wanted), arguments["inputs_embeds"].shape[:2].numel()
-            arguments[ASKED] = asked.kept
+            if len(wanted) < arguments["inputs_embeds"].shape[:2].numel():
+                asked.kept = arguments[ASKED] = wanted
         try:
             out = self.model(**arguments)
         finally:
@@ -171,12 +176,6 @@ class Asked:
     positions: Tensor | None = None
     states_at: Tensor | None = None
     targets: Tensor | None = None  # of positions whose loss is computed in pieces: the head sees the first one alone
-    kept: Tensor | None = None  # the positions, sorted, to which the last layer may be trimmed
-    width: int = 0  # of all rows together
+    kept: Tensor | None = None  # positions to which the last layer may be trimmed, fewer than there are
     seen: Tensor | None = None
     states: Tensor | None = None
-
-    def rows(self, positions: Tensor, found: int) -> Tensor:
-        """Where ``positions`` are in the ``found`` rows that reach the head: a trimmed layer has kept the asked ones."""
-        short = self.kept is not None and found == len(self.kept) < self.width
-        return torch.searchsorted(cast(Tensor, self.kept), positions) if short else positions

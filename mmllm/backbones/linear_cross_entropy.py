@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-PIECE = 1 << 24
-"""Most logits at once."""
+PIECE = 1 << 22
+"""Logits at once; more where that would make more pieces than ``PIECES``."""
+PIECES = 16
 
 
 def linear_cross_entropy(
@@ -41,17 +42,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ]
         loss = states.new_zeros((), dtype=torch.float32)
         vocabulary = len(weight)
-        rows = max(PIECE // vocabulary, 1)
+        rows = max(PIECE // vocabulary, -(-len(states) // PIECES), 1)
         for first in range(0, len(states), rows):
             piece, wanted = states[first : first + rows], targets[first : first + rows]
             logits = F.linear(piece.to(weight.dtype), weight, bias)
             if signals is not None:
                 logits = torch.cat([logits, F.linear(piece.to(signals.dtype), signals).to(logits.dtype)], dim=-1)
             dtype, logits = logits.dtype, logits.float()
-            loss += F.cross_entropy(logits, wanted, reduction="sum")
+            said, top = logits.gather(1, wanted[:, None]), logits.amax(dim=-1, keepdim=True)
+            powers = logits.sub_(top).exp_()  # in place: these are the largest tensors of a step
+            total = powers.sum(dim=-1, keepdim=True)
+            loss += (total.log() + top - said).sum()
             if not any(ctx.needs_input_grad):
                 continue
-            slope = torch.softmax(logits, dim=-1)
+            slope = powers.div_(total)
             slope[torch.arange(len(slope), device=slope.device), wanted] -= 1.0
             slope = slope.to(dtype)
             words, own = slope[:, :vocabulary], slope[:, vocabulary:]

@@ -89,6 +89,8 @@ def measure(
         model = MultimodalLM.from_config(config.model, context)
     patterns = chain.from_iterable(stage.train for stage in config.stages)
     set_dtypes(model, matching(patterns, model.parts()), config.precision)
+    if config.short_cuts:
+        model.backbone.take_short_cuts()
     shapes = {name: output.generator.condition_shape(context) for name, output in config.model.outputs.items()}
     rehearsal = Rehearsal(model, shapes)
     notes: list[str] = []
