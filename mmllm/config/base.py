@@ -86,6 +86,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "llava": "mmllm.data.readers:LlavaConfig",
         "sharegpt": "mmllm.data.readers:ShareGPTConfig",
         "nextgpt": "mmllm.data.readers:NextGPTConfig",
+        "webdataset": "mmllm.data.webdataset:WebDatasetConfig",
     },
 }
 ENTRY_POINT_GROUP = "mmllm.components"

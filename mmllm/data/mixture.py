@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from mmllm.config.base import BuildContext
 from mmllm.config.families import ReaderConfig
 from mmllm.config.run import DataSource
-from mmllm.data.readers import FileReaderConfig, Table
+from mmllm.data.tables import SampleTable, TableReaderConfig
 from mmllm.errors import ConfigError, DataError
 from mmllm.processing.messages import Sample
 
@@ -72,7 +72,7 @@ class StageData(Sequence[Sample]):
         """``file:line`` of a sample; for a reader of something else than files, source and row."""
         source = self.source_of(index)
         table, row = self.tables[source], index - self.starts[source]
-        return table.where(row) if isinstance(table, Table) else f"data.{source}, row {row}"
+        return table.where(row) if isinstance(table, SampleTable) else f"data.{source}, row {row}"
 
     def order(self, epoch: int) -> list[int]:
         """The ``epoch_size(epoch)`` indices of an epoch (counted from 0) in training order."""
@@ -99,7 +99,7 @@ class StageData(Sequence[Sample]):
         """16 hexadecimal digits of seed, weights, and the files' names and content: a resumed run compares them."""
         parts = [str(self.seed)]
         for table, share in zip(self.tables, self.shares, strict=True):
-            files = [(rows.path.name, rows.digest) for rows in table.files] if isinstance(table, Table) else []
+            files = table.contents() if isinstance(table, SampleTable) else []
             parts.append(f"{len(table)} {share} {files}")
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
@@ -118,7 +118,7 @@ def _window(share: Fraction, epoch: int) -> tuple[int, int]:
 
 def open_reader(reader: ReaderConfig, context: BuildContext) -> Sequence[Sample]:
     """A reader's samples by index. Readers of files keep offsets; another package's reader is read into memory."""
-    samples = reader.open(context) if isinstance(reader, FileReaderConfig) else list(reader.read(context))
+    samples = reader.open(context) if isinstance(reader, TableReaderConfig) else list(reader.read(context))
     if not samples:
         raise DataError(f"the {reader.kind} reader found no samples")
     return samples

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import glob
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, overload
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt
 
 from mmllm.config.base import BuildContext
-from mmllm.config.families import ReaderConfig
 from mmllm.data import layouts
 from mmllm.data.rows import Rows, index_file
+from mmllm.data.tables import SampleTable, TableReaderConfig, expand
 from mmllm.errors import DataError
 from mmllm.processing.messages import Sample
 
 
-class FileReaderConfig(ReaderConfig):
+class FileReaderConfig(TableReaderConfig):
     """What all readers of files share.
 
-    ``path``: a file or pattern (``data/*.jsonl``), or several; relative to the config's folder. Files matched by a
+    ``path``: a file or pattern (``data/*.jsonl``, ``data-{00..15}.jsonl``), or several; relative to the config's folder. Files matched by a
     pattern are taken in sorted order. ``root``: the folder that media paths start from and may not leave (default: the
     data file's own folder). ``limit``: only the first so many rows.
     """
@@ -38,7 +36,7 @@ class FileReaderConfig(ReaderConfig):
     def open(self, context: BuildContext) -> Table:
         """The samples by index. Raises ``DataError`` when a file is missing, unreadable, empty, or a damaged array."""
         files = []
-        for path in _expand([self.path] if isinstance(self.path, str) else self.path, context.root):
+        for path in expand([self.path] if isinstance(self.path, str) else self.path, context.root):
             rows = index_file(path)
             if rows.problem is not None:
                 raise DataError(rows.problem)
@@ -48,17 +46,13 @@ class FileReaderConfig(ReaderConfig):
         root = None if self.root is None else context.root / Path(self.root).expanduser()
         return Table(self, tuple(files), root)
 
-    def read(self, context: BuildContext) -> Iterator[Sample]:
-        """The samples in file order. Raises ``DataError`` at the first bad row."""
-        return iter(self.open(context))
-
     def tiny(self) -> Self:
         """The first eight rows."""
         return self.model_copy(update={"limit": min(self.limit or 8, 8)})
 
 
 @dataclass(frozen=True)
-class Table(Sequence[Sample]):
+class Table(SampleTable):
     """The samples of a reader's files, parsed when asked for. Picklable: offsets, no open file and no parsed row."""
 
     reader: FileReaderConfig
@@ -69,35 +63,29 @@ class Table(Sequence[Sample]):
         total = sum(len(rows) for rows in self.files)
         return total if self.reader.limit is None else min(total, self.reader.limit)
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[Sample]: ...
-
-    def __getitem__(self, index: int | slice) -> Sample | list[Sample]:
+    def sample(self, row: int) -> Sample:
         """The sample of a row. Raises ``DataError`` naming file and line."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        rows, row = self._find(index)
-        where = rows.where(row)
-        id, messages, tags = self.reader.convert(rows[row], where)
+        rows, line = self._find(row)
+        where = rows.where(line)
+        id, messages, tags = self.reader.convert(rows[line], where)
         folder = self.root or rows.path.parent
-        return Sample(f"{rows.path.name}:{rows.lines[row]}" if id is None else id, messages, folder, tags)
+        return Sample(f"{rows.path.name}:{rows.lines[line]}" if id is None else id, messages, folder, tags)
 
     def where(self, index: int) -> str:
         """``file:line`` of a sample."""
         rows, row = self._find(index)
         return rows.where(row)
 
+    def contents(self) -> list[tuple[str, str]]:
+        """Every file's name and SHA-256."""
+        return [(rows.path.name, rows.digest) for rows in self.files]
+
     def _find(self, index: int) -> tuple[Rows, int]:
-        if not 0 <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
         for rows in self.files:
             if index < len(rows):
                 return rows, index
             index -= len(rows)
-        raise AssertionError("unreachable: the index was checked")
+        raise IndexError(f"no row {index} in these files")
 
 
 class MessagesConfig(FileReaderConfig):
@@ -149,19 +137,3 @@ class NextGPTConfig(FileReaderConfig):
         folders = {name: f"{name}s" for name in layouts.MODALITIES}
         folders.update(self.folders.items())
         return layouts.nextgpt(row, where, self.prompt, folders, self.suffix)
-
-
-def _expand(patterns: Sequence[str], root: Path) -> list[Path]:
-    paths: list[Path] = []
-    for pattern in patterns:
-        path = root / Path(pattern).expanduser()
-        if path.exists() or not glob.has_magic(str(path)):
-            if not path.exists():
-                raise DataError(f"{path}: no such file; a path in a config starts from the config's folder")
-            paths.append(path)
-            continue
-        found = sorted(glob.glob(str(path), recursive=True))
-        if not found:
-            raise DataError(f"{path}: no file matches this pattern")
-        paths += map(Path, found)
-    return paths
