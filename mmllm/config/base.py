@@ -87,6 +87,7 @@ BUILTIN: dict[str, dict[str, str]] = {
         "sharegpt": "mmllm.data.readers:ShareGPTConfig",
         "nextgpt": "mmllm.data.readers:NextGPTConfig",
         "webdataset": "mmllm.data.webdataset:WebDatasetConfig",
+        "hf_datasets": "mmllm.data.hf_datasets:HFDatasetsConfig",
     },
 }
 ENTRY_POINT_GROUP = "mmllm.components"

@@ -230,6 +230,8 @@ class StageConfig(Config):
     ``micro_batch_media`` (of one modality) are limits besides; a sample is never cut. ``batching`` is how samples share a
     micro-batch: ``packed`` behind each other in one row without padding, ``grouped`` by length, or ``padded`` in the data's
     order; the loss is the same. A backbone that cannot keep packed sequences apart gets grouped ones.
+    ``mixture``: whether the sources' weights are passes through their rows, or shares of the tokens (all of them, or those with a
+    label; see ``docs/data.md``).
     ``max_length`` is in tokens; a stage that does not give it gets fewer where the backbone has fewer positions.
     """
 
@@ -239,6 +241,7 @@ class StageConfig(Config):
     part_lr: dict[str, Rate] = {}
     data: Annotated[list[DataSource], Field(min_length=1)]
     eval_data: list[DataSource] = []
+    mixture: Literal["rows", "tokens", "supervised_tokens"] = "rows"
     objectives: Annotated[dict[Objective, Positive], Field(min_length=1)] = {"text": 1.0}
     epochs: Positive | None = None
     max_steps: PositiveInt | None = None

@@ -15,10 +15,10 @@ from mmllm.errors import DataError
 from mmllm.processing.messages import Message, Part
 
 SUFFIXES = {
-    "image": (".jpg .jpeg .png .webp .gif .bmp .tif .tiff .avif .jp2 .jxl .ppm .pgm .pbm .tga .ico .img").split(),
-    "audio": ".wav .flac .mp3 .ogg .oga .opus .m4a .aac .aif .aiff .au".split(),
-    "video": ".mp4 .webm .mkv .mov .avi .mpg .mpeg .m4v .ogv".split(),
-    "point_cloud": ".ply .obj .off .stl .glb .gltf .npy".split(),
+    "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".tga", ".ico"),
+    "audio": (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".au"),
+    "video": (".mp4", ".webm", ".mkv", ".mov", ".avi", ".mpg", ".mpeg", ".m4v", ".ogv"),
+    "point_cloud": (".ply", ".obj", ".off", ".stl", ".glb", ".gltf", ".npy"),
 }
 """By which ends of their names media are told apart where no row says what they are. What opens is told by the bytes."""
 
@@ -45,7 +45,9 @@ class AttachedReaderConfig(TableReaderConfig):
 def captioned(media: Sequence[Part], caption: str, prompt: str, where: str) -> tuple[Message, ...]:
     """A question about media, and the caption as its answer."""
     if not media:
-        raise DataError(f"{where}: no medium beside the caption; they are told by their names' ends (.jpg, .wav, .mp4, …)")
+        raise DataError(
+            f"{where}: no medium beside the caption; they are told by their names' ends (.jpg, .wav, .mp4, …)"
+        )
     return (
         Message("user", (*media, Part("text", prompt))),
         Message("assistant", (Part("text", caption),)),

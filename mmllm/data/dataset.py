@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mmllm.config.base import BuildContext
 from mmllm.config.run import StageConfig
 from mmllm.data.mixture import StageData
+from mmllm.data.tokens import token_lengths
 from mmllm.errors import ConfigError, DataError, MediaError
 
 if TYPE_CHECKING:
@@ -67,9 +68,12 @@ class SampleStream:
         raise DataError(f"{MAX_FAILURES} samples in a row cannot be used; the first causes:\n{causes(failures)}")
 
 
-def open_stage(stage: StageConfig, seed: int, context: BuildContext) -> StageData:
-    """The stage's training data. Raises ``DataError``, or ``ConfigError`` when an epoch does not fill one batch."""
-    data = StageData(stage.data, seed, context)
+def open_stage(stage: StageConfig, seed: int, context: BuildContext, processor: Processor | None = None) -> StageData:
+    """The stage's training data. Raises ``DataError``, or ``ConfigError`` when an epoch does not fill one batch.
+
+    ``processor`` counts tokens where the stage's ``mixture`` is of them, and is needed then.
+    """
+    data = StageData(stage.data, seed, context, token_lengths(stage, processor))
     size = data.epoch_size(0)
     if size < stage.batch_size:
         text = f"is {stage.batch_size}, but an epoch has only {size} samples; lower it or give more data"

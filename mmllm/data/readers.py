@@ -20,9 +20,9 @@ from mmllm.processing.messages import Sample
 class FileReaderConfig(TableReaderConfig):
     """What all readers of files share.
 
-    ``path``: a file or pattern (``data/*.jsonl``, ``data-{00..15}.jsonl``), or several; relative to the config's folder. Files matched by a
-    pattern are taken in sorted order. ``root``: the folder that media paths start from and may not leave (default: the
-    data file's own folder). ``limit``: only the first so many rows.
+    ``path``: a file or pattern (``data/*.jsonl``, ``data-{00..15}.jsonl``), or several; relative to the config's folder. Files
+    matched by ``*`` are taken in sorted order. ``root``: the folder that media paths start from and may not leave (default:
+    the data file's own folder). ``limit``: only the first so many rows.
     """
 
     path: str | Annotated[list[str], Field(min_length=1)]

@@ -136,7 +136,9 @@ def _sources(
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
         kind = format or "messages"
-        reader = component_class("reader", kind).model_validate({"path": source, "root": root} if root else {"path": source})
+        reader = component_class("reader", kind).model_validate(
+            {"path": source, "root": root} if root else {"path": source}
+        )
         assert isinstance(reader, TableReaderConfig)
         yield reader, BuildContext(), {}
         return
@@ -148,7 +150,9 @@ def _sources(
         raise ConfigError([("stages", "none; expected at least one stage with data")])
     for data in config.stages[0 if stage is None else names.index(stage)].data:
         if not isinstance(data.reader, TableReaderConfig):
-            raise ConfigError([("stages", f"reader {data.reader.kind!r} has no random access, so it cannot be sharded")])
+            raise ConfigError(
+                [("stages", f"reader {data.reader.kind!r} has no random access, so it cannot be sharded")]
+            )
         extra = {} if data.weight == 1.0 else {"weight": data.weight}
         yield data.reader, BuildContext(root=path.resolve().parent), extra
 

@@ -9,6 +9,7 @@ from mmllm.config.base import BuildContext, suggest
 from mmllm.config.contradictions import with_lengths
 from mmllm.config.run import RunConfig, StageConfig
 from mmllm.data.mixture import StageData
+from mmllm.data.tokens import token_lengths
 from mmllm.errors import ConfigError, DataError, MediaError
 from mmllm.processing.messages import Part, Sample
 
@@ -49,8 +50,8 @@ def run_show(
 
     console = console or Console(highlight=False, soft_wrap=True)
     chosen = _stage(with_lengths(config, context), stage)
-    data = StageData(chosen.data, config.seed, context)
     processor = Processor.from_config(config.model, context)
+    data = StageData(chosen.data, config.seed, context, token_lengths(chosen, processor))
     sources = f"{len(data)} samples in {len(data.tables)} source{'s' if len(data.tables) != 1 else ''}"
     console.print(f"stage {chosen.name}: {sources}, {data.epoch_size(0)} samples an epoch")
     console.print(_styled(console, [("supervised text", SUPERVISED), (", given text, ", GIVEN), ("[media]", MEDIA)]))

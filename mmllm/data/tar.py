@@ -81,7 +81,9 @@ def members(file: BinaryIO, size: int, where: str) -> Iterator[Member]:
             elif kind == b"x":
                 fields = _pax(content, position, where)
                 if any(key.startswith(b"GNU.sparse") for key in fields):
-                    raise DataError(f"{where}: holds a sparse file at byte {position:,}; a shard holds regular files only")
+                    raise DataError(
+                        f"{where}: holds a sparse file at byte {position:,}; a shard holds regular files only"
+                    )
                 long_name = fields.get(b"path", long_name)
                 long_size = _number(fields[b"size"], position, where) if b"size" in fields else None
             position = offset + _padded(length)
@@ -114,7 +116,9 @@ def _check_header(header: bytes, position: int, where: str) -> tuple[bytes, int]
         if position == 0:
             packed = next((name for magic, name in _COMPRESSED.items() if header.startswith(magic)), None)
             if packed is not None:
-                raise DamagedTar(f"{where}: is compressed ({packed}), so it has no random access; unpack it to a plain tar")
+                raise DamagedTar(
+                    f"{where}: is compressed ({packed}), so it has no random access; unpack it to a plain tar"
+                )
             raise DamagedTar(f"{where}: is no tar archive")
         raise DamagedTar(f"{where}: no header at byte {position:,}; the archive is damaged from there")
     field = header[124:136]

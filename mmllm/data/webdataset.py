@@ -34,8 +34,8 @@ class WebDatasetConfig(AttachedReaderConfig):
 
     ``path``: a shard or a pattern (``cc3m-{00000..00331}.tar``, ``shards/*.tar``), or several. Each row is the member ``json``
     in the given ``layout``; its media are members of the same sample, by name or by extension (``0.jpg``).
-    With ``layout: captions`` the members' extensions tell media, and ``caption`` which member is the text: ``txt``, or ``json.title``
-    for the field ``title`` of the JSON.
+    With ``layout: captions`` the members' extensions tell media, and ``caption`` which member is the text: ``txt``, or
+    ``json.title`` for the field ``title`` of the JSON.
     """
 
     kind: Literal["webdataset"] = "webdataset"
@@ -129,7 +129,9 @@ class _Members:
         if len(same) == 1 and part.type in self.alone:  # rows that name the file which the medium once was
             return self.found[same[0]]
         known = ", ".join(sorted(self.found))
-        raise DataError(f"{self.where}: no member {name!r:.80} for this {part.type}; the sample {self.key!r:.40} has {known:.200}")
+        raise DataError(
+            f"{self.where}: no member {name!r:.80} for this {part.type}; the sample {self.key!r:.40} has {known:.200}"
+        )
 
 
 def _row(found: Mapping[str, bytes], where: str) -> dict[str, Any]:

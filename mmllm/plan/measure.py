@@ -189,6 +189,7 @@ def _stage(
 def number_of_steps(config: RunConfig, stage: StageConfig, context: BuildContext, setting: Setting) -> int | None:
     """Optimizer steps of a stage; None when they depend on data that are not there and ``setting.samples`` is not given."""
     from mmllm.data.dataset import open_stage
+    from mmllm.processing.processor import Processor
     from mmllm.training.batches import epoch_ends
 
     if stage.max_steps is not None and stage.epochs is None:
@@ -197,7 +198,8 @@ def number_of_steps(config: RunConfig, stage: StageConfig, context: BuildContext
     steps = None if setting.samples is None else round(epochs * setting.samples / stage.batch_size + 0.4999)
     if steps is None:
         try:
-            steps = epoch_ends(open_stage(stage, config.seed, context), stage)[-1]
+            processor = None if stage.mixture == "rows" else Processor.from_config(config.model, context)
+            steps = epoch_ends(open_stage(stage, config.seed, context, processor), stage)[-1]
         except (MmllmError, OSError):
             return stage.max_steps
     return steps if stage.max_steps is None else min(steps, stage.max_steps)

@@ -61,7 +61,7 @@ class StageRun:
         self.shared, self.stage = run, stage
         self.index = [s.name for s in run.config.stages].index(stage.name)
         accelerator, model = run.accelerator, run.model
-        self.data = open_stage(stage, run.config.seed, run.context)
+        self.data = open_stage(stage, run.config.seed, run.context, run.processor)
         self.parts = resolve(stage, model.parts())
         check_modalities(stage, self.parts, self.data)
         freeze(model, self.parts, gradient_checkpointing=stage.gradient_checkpointing)
@@ -198,9 +198,9 @@ class StageRun:
         reporter = self.shared.reporter
         reporter.say(table(rows))
         sources = [
-            f"{len(opened):,} samples, weight {source.weight:g}: "
+            f"{len(opened):,} samples, {counted}: "
             f"{source.reader.kind} {source.reader.model_dump(exclude={'kind'}, exclude_none=True)}"
-            for source, opened in zip(self.stage.data, self.data.tables, strict=True)
+            for source, opened, counted in zip(self.stage.data, self.data.tables, self.data.amounts(), strict=True)
         ]
         plan = f"{len(self.steps)} steps in {len(self.steps.ends)} epoch(s)"
         reporter.say(
