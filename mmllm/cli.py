@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from mmllm.data_command import data_commands
 from mmllm.errors import ConfigError, MmllmError
 from mmllm.plan_command import plan_options
 
@@ -166,21 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--feedback", metavar="FILE", help="where thumbs up and down are kept (JSON lines)")
     sub.add_argument("--no-browser", action="store_true", help="do not open a browser window")
 
-    sub = commands.add_parser("data", help="check and show training data")
-    data = sub.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    validate = data.add_parser(
-        "validate", help="report every fault of a data file as file:line; exit 1 if there is any"
-    )
-    validate.add_argument("file", metavar="FILE")
-    validate.add_argument("--format", help="messages, llava, sharegpt or nextgpt; guessed when not given")
-    validate.add_argument("--root", metavar="DIR", help="folder that media paths start from; default: the file's own")
-    validate.add_argument("--fast", action="store_true", help="do not decode media, only look whether they are there")
-    validate.set_defaults(command=_data_validate)
-    show = data.add_parser("show", help="print a batch with the supervised text coloured")
-    config(show)
-    show.add_argument("--stage", help="stage name; default: the first")
-    show.add_argument("--n", type=positive, default=4, help="number of samples")
-    show.set_defaults(command=_data_show)
+    data_commands(commands.add_parser("data", help="check, show and shard training data"), config, _load, positive)
     return parser
 
 
@@ -366,16 +353,3 @@ def _demo(options: argparse.Namespace) -> int:
         open_browser=not options.no_browser,
     )
     return 0
-
-
-def _data_validate(options: argparse.Namespace) -> int:
-    from mmllm.data.validate import run_validate
-
-    return run_validate(options.file, format=options.format, fast=options.fast, root=options.root)
-
-
-def _data_show(options: argparse.Namespace) -> int:
-    config, context = _load(options)
-    from mmllm.data.show import run_show
-
-    return run_show(config, context, stage=options.stage, n=options.n)

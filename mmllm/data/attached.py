@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt
 
+from mmllm.config.base import BuildContext
 from mmllm.data import layouts
-from mmllm.data.tables import TableReaderConfig
+from mmllm.data.tables import SampleTable, TableReaderConfig
 from mmllm.errors import DataError
 from mmllm.processing.messages import Message, Part
 
 SUFFIXES = {
-    "image": (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm", ".tga", ".ico"),
+    "image": (
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".webp",
+        ".gif",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".jp2",
+        ".ppm",
+        ".tga",
+        ".ico",
+    ),
     "audio": (".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".aif", ".aiff", ".au"),
     "video": (".mp4", ".webm", ".mkv", ".mov", ".avi", ".mpg", ".mpeg", ".m4v", ".ogv"),
     "point_cloud": (".ply", ".obj", ".off", ".stl", ".glb", ".gltf", ".npy"),
 }
 """By which ends of their names media are told apart where no row says what they are. What opens is told by the bytes."""
+
+
+Layout = Literal["messages", "llava", "sharegpt", "captions"]
 
 
 class AttachedReaderConfig(TableReaderConfig):
@@ -30,10 +49,19 @@ class AttachedReaderConfig(TableReaderConfig):
     ``prompt``. ``caption`` says where that text is. ``limit``: only the first so many rows.
     """
 
-    layout: Literal["messages", "llava", "sharegpt", "captions"] = "messages"
+    layout: Layout = "messages"
     prompt: str = "Describe this."
     caption: Annotated[str, Field(min_length=1)]
     limit: PositiveInt | None = None
+
+    @classmethod
+    @abstractmethod
+    def of(cls, path: str, root: str | None = None) -> Self:
+        """The reader of files of one's own, with the layout that the first rows have."""
+
+    @abstractmethod
+    def table(self, context: BuildContext) -> SampleTable:
+        """The samples by row, damaged files included: what ``open`` gives where it does not refuse."""
 
     def convert(self, row: Mapping[str, Any], where: str) -> layouts.Converted:
         """Id, messages and tags of a row in any layout but ``captions``."""
@@ -68,3 +96,12 @@ def with_media(messages: Sequence[Message], find: Callable[[Part], str | bytes])
         return replace(part, value=find(part)) if named else part
 
     return tuple(Message(message.role, tuple(map(found, message.parts))) for message in messages)
+
+
+def guessed(rows: Iterable[Mapping[str, Any] | None]) -> Layout:
+    """The layout of the first row that has one; ``captions`` where no row (None: it has none) looks like a conversation."""
+    for row in rows:
+        found = None if row is None else layouts.guess(row)
+        if found in ("messages", "llava", "sharegpt"):
+            return found  # type: ignore[return-value]
+    return "captions"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mmllm.config.base import BuildContext
 from mmllm.config.run import StageConfig
-from mmllm.data.mixture import StageData
+from mmllm.data.mixture import DRAWS, StageData
 from mmllm.data.tokens import token_lengths
 from mmllm.errors import ConfigError, DataError, MediaError
 
@@ -63,7 +63,7 @@ class SampleStream:
                 failures.append(Failure(candidate, self.data.where(candidate), type(error).__name__, str(error)))
             taken.add(candidate)
             # A source smaller than the batch has nothing outside it: after enough draws a sample comes twice.
-            draws = [next(replacements) for _ in range(MAX_FAILURES)]
+            draws = [next(replacements) for _ in range(DRAWS)]
             candidate = next((draw for draw in draws if draw not in taken), draws[0])
         raise DataError(f"{MAX_FAILURES} samples in a row cannot be used; the first causes:\n{causes(failures)}")
 

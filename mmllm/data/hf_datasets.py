@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from mmllm.config.base import BuildContext
-from mmllm.data.attached import AttachedReaderConfig
+from mmllm.data.attached import AttachedReaderConfig, Layout, guessed
 from mmllm.data.table_rows import to_sample
 from mmllm.data.tables import SampleTable, expand
 from mmllm.errors import DataError, brief
@@ -67,6 +67,18 @@ class HFDatasetsConfig(AttachedReaderConfig):
             raise ValueError(f"`rows` ({self.rows}) has to be a multiple of `lanes` ({self.lanes})")
         return self
 
+    @classmethod
+    def of(cls, path: str, root: str | None = None) -> Self:
+        """The reader of a folder or files, with the layout of their first rows. Raises ``ConfigError`` and ``DataError``."""
+        reader = cls.checked({"path": path, "root": root})
+        table = reader.table(BuildContext())
+        assert isinstance(table, HFTable)
+        return reader.model_copy(update={"layout": _layout(table.table[:1].to_pylist())})
+
+    def table(self, context: BuildContext) -> SampleTable:
+        """As ``open``: where ``datasets`` can open files it has read through them."""
+        return self.open(context)
+
     def open(self, context: BuildContext) -> SampleTable:
         """The samples by row; of a stream, ``mmllm.data.streams.StreamTable``. Raises ``DataError`` when nothing can be read."""
         root = None if self.root is None else context.root / Path(self.root).expanduser()
@@ -121,6 +133,11 @@ class HFTable(SampleTable):
     def contents(self) -> list[tuple[str, str]]:
         """Every file's name, and what tells it from another: see ``outline``."""
         return self.files
+
+
+def _layout(rows: list[dict[str, Any]]) -> Layout:
+    turns = ("messages", "prompt", "completion")
+    return "messages" if any(key in row for row in rows for key in turns) else guessed(rows)
 
 
 def outline(path: Path) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,9 @@ from mmllm.processing.messages import Sample
 
 _PASS, _EPOCH, _REPLACEMENT = 0, 1, 2  # keep the three uses of one seed apart; mmllm.data.streams has 3 and 4
 _ROUND = 40  # an index's bits from here on count how often a stream's rows of an epoch have been gone through before
+
+DRAWS = 100
+"""Replacements drawn for each try; of a stream each try may look a block further than the last."""
 
 Lengths = Callable[[Sequence[Sample]], Fraction]
 """The mean number of tokens of a source's samples."""
@@ -130,12 +134,13 @@ class StageData(Sequence[Sample]):
         """
         source = self.source_of(index)
         table, row = self._find(index)
-        stream = isinstance(table, StreamTable)
-        rows = table.neighbours(row) if isinstance(table, StreamTable) else range(len(table))
         drawn = bits(self.seed, _REPLACEMENT, index)
-        while True:
-            row = rows[int(drawn.random_raw() % len(rows))]
-            yield int(self._stream_indices(source, np.array([row]))[0]) if stream else self.starts[source] + row
+        for times in count(1):
+            stream = isinstance(table, StreamTable)
+            rows = table.neighbours(row, times) if isinstance(table, StreamTable) else range(len(table))
+            for _ in range(DRAWS):
+                other = rows[int(drawn.random_raw() % len(rows))]
+                yield int(self._stream_indices(source, np.array([other]))[0]) if stream else self.starts[source] + other
 
     def amounts(self) -> list[str]:
         """What each source gives, in words: its weight, and where weights are of tokens, what that comes to."""

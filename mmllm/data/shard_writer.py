@@ -18,10 +18,10 @@ from typing import Any
 
 import yaml
 
-from mmllm.config.base import BuildContext, component_class, suggest
+from mmllm.config.base import BuildContext, suggest
 from mmllm.config.load import load
 from mmllm.data.dataset import MAX_FAILURES, Failure, causes
-from mmllm.data.mixture import open_reader
+from mmllm.data.kinds import reader_of
 from mmllm.data.shards import INDEX, Shard, write_index
 from mmllm.data.tables import SampleTable, TableReaderConfig
 from mmllm.data.tar import BLOCK, PICKLES
@@ -116,15 +116,13 @@ def run_shard(
     read: list[dict[str, Any]] = []
     for number, (reader, context, extra) in enumerate(sources):
         folder = Path(output) if len(sources) == 1 else Path(output) / str(number)
-        table = open_reader(reader, context)
-        if not isinstance(table, SampleTable):
-            raise DataError(f"reader {reader.kind!r} has no random access, so it cannot be sharded")
+        table = reader.open(context)
         written = write_shards(table, folder, samples_per_shard=samples_per_shard, bytes_per_shard=bytes_per_shard)
         for failure in written.left_out:
             print(f"left out: {causes([failure]).strip()}", file=sys.stderr)
         left = f", {len(written.left_out)} left out" if written.left_out else ""
         print(f"{folder}: {written.samples} samples in {len(written.shards)} shards, {written.bytes:,} bytes{left}")
-        read.append({"reader": {"kind": "webdataset", "path": str(folder / "*.tar")}} | extra)
+        read.append({"reader": {"kind": "webdataset", "path": str(folder.absolute() / "*.tar")}} | extra)
     print(yaml.safe_dump({"data": read}, sort_keys=False).rstrip())
     return 0
 
@@ -135,12 +133,7 @@ def _sources(
     """Reader, context and further keys of every source."""
     path = Path(source)
     if path.suffix not in (".yaml", ".yml"):
-        kind = format or "messages"
-        reader = component_class("reader", kind).model_validate(
-            {"path": source, "root": root} if root else {"path": source}
-        )
-        assert isinstance(reader, TableReaderConfig)
-        yield reader, BuildContext(), {}
+        yield reader_of(source, format, root), BuildContext(), {}
         return
     config = load(path, local_plugins=True)
     names = [one.name for one in config.stages]

@@ -60,7 +60,7 @@ class Place:
 class StreamTable(SampleTable):
     """A stream of files. As a table it has the ``rows`` of an epoch, which are its first; ``at`` reads at any position.
 
-    Reading forwards is cheap. Each process keeps the block of a lane that it reads, and the lane's first.
+    Reading forwards is cheap. Each process keeps three blocks of a lane: the one that it reads, the one before, and the first.
     """
 
     def __init__(self, files: Sequence[tuple[str, str]], *, rows: int, buffer: int, lanes: int) -> None:
@@ -109,10 +109,14 @@ class StreamTable(SampleTable):
         """``file:row`` of what stands at a position."""
         return self._where(self._place(index))
 
-    def neighbours(self, position: int) -> range:
-        """The positions of the block that a position is in: what is at hand when it is read."""
-        first = position // self.lanes // self.buffer * self.buffer
-        return range(position % self.lanes + first * self.lanes, (first + self.buffer) * self.lanes, self.lanes)
+    def neighbours(self, position: int, blocks: int) -> range:
+        """The positions of the block that a position is in, which are at hand when it is read, and of the ``blocks - 1`` that
+        follow.
+        """
+        start, stop = self._block(position // self.lanes)
+        for _ in range(blocks - 1):
+            stop = self._block(stop)[1]
+        return range(position % self.lanes + start * self.lanes, stop * self.lanes, self.lanes)
 
     def contents(self) -> list[tuple[str, str]]:
         """Every file's name, without its folder, and digest."""
@@ -132,17 +136,27 @@ class StreamTable(SampleTable):
     def _place(self, position: int) -> Place:
         if self._process != os.getpid():  # a forked worker must not go on with its parent's open files
             self._forget()
-        lane = position % self.lanes
-        block, place = divmod(position // self.lanes, self.buffer)
+        lane, number = position % self.lanes, position // self.lanes
+        start, stop = self._block(number)
         held = self._blocks.setdefault(lane, {})
-        if block not in held:
+        if start not in held:
             reading = self._reading.get(lane) or self._reading.setdefault(lane, _Lane(self, lane, self._counts))
-            rows = reading.take(block * self.buffer, (block + 1) * self.buffer)
-            for old in [number for number in held if number]:  # the first stays: replies are sampled from it
+            rows = reading.take(start, stop)
+            kept = [other for other in held if other]  # the first stays: replies are sampled from it
+            for old in kept[:-1]:  # and so does the last, for its bad rows take others from this one
                 del held[old]
-            held[block] = rows
-        order = permutation(self.seed, self.buffer, _ROWS, self.source, lane, block)
-        return held[block][int(order[place])]
+            held[start] = rows
+        order = permutation(self.seed, stop - start, _ROWS, self.source, lane, start)
+        return held[start][int(order[number - start])]
+
+    def _block(self, number: int) -> tuple[int, int]:
+        """The rows of a lane that are shuffled with its row ``number``. No block lies in two epochs: where an epoch is a pass, it
+        holds every row once.
+        """
+        each = self.rows // self.lanes
+        epoch, place = divmod(number, each)
+        start = place // self.buffer * self.buffer
+        return epoch * each + start, epoch * each + min(start + self.buffer, each)
 
 
 class _Lane:

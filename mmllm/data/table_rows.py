@@ -69,7 +69,9 @@ def _conversation(
         if isinstance(turn.get("content"), list):
             place = f"{where}: turn {number}"
             turn["content"] = [_filled(part, media, used, place) for part in turn["content"]]
-    messages = list(with_media(parse_messages(turns, where), lambda part: _medium(part.value, where, root)))
+    messages = list(
+        with_media(parse_messages(turns, f"{where}: messages"), lambda part: _medium(part.value, where, root))
+    )
     for name, values in media.items():
         if used[name] == 0 and values:
             at = next((index for index, message in enumerate(messages) if message.role == "user"), None)

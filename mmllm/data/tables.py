@@ -5,14 +5,16 @@ from __future__ import annotations
 import glob
 import re
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import overload
+from typing import Any, Self, overload
 
-from mmllm.config.base import BuildContext
+from pydantic import ValidationError
+
+from mmllm.config.base import BuildContext, problems_of
 from mmllm.config.families import ReaderConfig
-from mmllm.errors import DataError
+from mmllm.errors import ConfigError, DataError
 from mmllm.processing.messages import Sample
 
 MAX_FILES = 100_000
@@ -56,6 +58,14 @@ class SampleTable(Sequence[Sample]):
 
 class TableReaderConfig(ReaderConfig):
     """A reader with random access: every reader that ships with mmllm."""
+
+    @classmethod
+    def checked(cls, values: Mapping[str, Any]) -> Self:
+        """The reader of ``values``. Raises ``ConfigError`` for what they say wrong."""
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise ConfigError(problems_of(error, cls), cls.__pydantic_fields__["kind"].default) from error
 
     @abstractmethod
     def open(self, context: BuildContext) -> SampleTable:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import mmap
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from mmllm.config.base import component_class, kinds, suggest
+from mmllm.config.base import BuildContext, suggest
 from mmllm.data import layouts
+from mmllm.data.attached import AttachedReaderConfig
+from mmllm.data.kinds import attached_kind, formats, guess
 from mmllm.data.readers import FileReaderConfig
 from mmllm.data.rows import Rows, index_file
-from mmllm.errors import DataError, MediaError
-from mmllm.processing.messages import Part, check_turns
+from mmllm.errors import DataError, MediaError, MmllmError
+from mmllm.processing.messages import Message, Part, check_turns
 from mmllm.processing.sources import Limits, read_media
 
 MAX_UNREADABLE = 100
@@ -76,6 +78,12 @@ def validate(
         text = f"format {format!r} is unknown; the formats are {', '.join(known)}{suggest(format, known)}"
         report.faults.append(Fault(f"{path}:1", text))
         return report
+    kind = format or attached_kind(str(path))
+    cls = None if kind is None else known[kind]
+    if cls is not None and issubclass(cls, AttachedReaderConfig):
+        report.format = kind
+        _check_table(report, cls, str(path), fast, root, limits or Limits(), progress)
+        return report
     try:
         rows = index_file(report.path)
     except DataError as error:
@@ -88,10 +96,11 @@ def validate(
     report.faults += _text_faults(report.path)
     if not rows and rows.problem is None:
         report.faults.append(Fault(f"{path}:1", "the file holds no rows"))
-    report.format = format or _guess(rows)
+    report.format = format or guess(rows)
     if report.format is not None:
         check_media = _MediaCheck(Path(root or report.path.parent), fast, limits or Limits())
         reader = known[report.format].model_validate({"path": str(path)})
+        assert isinstance(reader, FileReaderConfig)
         _check_rows(report, rows, reader, check_media, progress)
     elif rows:
         text = f"no row has a known layout; the formats are {', '.join(known)}"
@@ -112,17 +121,10 @@ def run_validate(file: str, format: str | None = None, fast: bool = False, root:
     return 0 if report.ok else 1
 
 
-def formats() -> dict[str, type[FileReaderConfig]]:
-    """The readers of files by kind, shipped and third-party."""
-    classes = {kind: component_class("reader", kind) for kind in kinds("reader")}
-    return {kind: cls for kind, cls in classes.items() if issubclass(cls, FileReaderConfig)}
-
-
 def _check_rows(
     report: Report, rows: Rows, reader: FileReaderConfig, check_media: Callable[[Part], str | None], progress: bool
 ) -> None:
-    check_once = lru_cache(maxsize=100_000)(check_media)  # one picture often serves many rows
-    ids: dict[str, int] = {}
+    check = _SampleCheck(report, lru_cache(maxsize=100_000)(check_media))  # one picture often serves many rows
     unreadable = 0
     for index in _track(range(len(rows)), progress):
         where = rows.where(index)
@@ -145,22 +147,75 @@ def _check_rows(
             continue
         if id is None and "id" in row:
             report.faults.append(Fault(where, "id is null; give a text or a number, or leave it out"))
+        check(where, f"line {rows.lines[index]}", id, messages)
+
+
+def _check_table(
+    report: Report,
+    cls: type[AttachedReaderConfig],
+    path: str,
+    fast: bool,
+    root: str | Path | None,
+    limits: Limits,
+    progress: bool,
+) -> None:
+    """The faults of shards or tables, sample by sample; a damaged shard is a fault of its own."""
+    try:
+        reader = cls.of(path, None if root is None else str(root))
+        table = reader.table(BuildContext())
+    except MmllmError as error:
+        report.faults.append(_fault(f"{path}:1", str(error)))
+        return
+    report.rows = len(table)
+    report.notes.append(f"rows have the layout {reader.layout}")
+    if not report.rows:
+        report.faults.append(Fault(f"{path}:1", "holds no samples"))
+    check = _SampleCheck(report, _MediaCheck(None, fast, limits))
+    unreadable = 0
+    for index in _track(range(len(table)), progress):
+        try:
+            sample = table[index]
+            where = table.where(index)
+            check_turns(sample.messages, where, training=True)
+        except DataError as error:
+            where = table.where(index)
+            report.faults.append(_fault(where, str(error)))
+            unreadable += 1
+            if unreadable == MAX_UNREADABLE:
+                report.faults.append(Fault(where, f"{unreadable} samples in a row with faults; the rest is not read"))
+                return
+            continue
+        unreadable = 0
+        check.media = _MediaCheck(sample.root, fast, limits)
+        check(where, where, sample.id, sample.messages)
+
+
+@dataclass
+class _SampleCheck:
+    """What is looked for in a sample of any source: silent users, ids used before, media that do not open."""
+
+    report: Report
+    media: Callable[[Part], str | None]
+    ids: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, where: str, place: str, id: str | None, messages: Sequence[Message]) -> None:
+        report = self.report
         for number, message in enumerate(messages):
             if message.role == "user" and all(
                 part.type == "text" and not str(part.value).strip() for part in message.parts
             ):
                 report.faults.append(Fault(where, f"message {number}: the user says nothing; expected text or media"))
-        if id is not None and ids.setdefault(id, rows.lines[index]) != rows.lines[index]:
-            report.faults.append(Fault(where, f"id {id!r:.80} is used before, in line {ids[id]}; ids are unique"))
+        if id is not None and self.ids.setdefault(id, place) != place:
+            report.faults.append(Fault(where, f"id {id!r:.80} is used before, in {self.ids[id]}; ids are unique"))
         media = [part for message in messages for part in message.parts if part.type != "text"]
         report.media.update(part.type for part in media)
-        problems = dict.fromkeys(check_once(part) for part in media)
+        problems = dict.fromkeys(self.media(part) for part in media)
         report.faults += [Fault(where, problem) for problem in problems if problem is not None]
 
 
 @dataclass(frozen=True)
 class _MediaCheck:
-    root: Path
+    root: Path | None
     fast: bool
     limits: Limits
 
@@ -193,17 +248,6 @@ def _decode(modality: str, data: bytes, limits: Limits) -> None:
         "point_cloud": lambda data, limits: decode_point_cloud(data, limits, points=1024),
     }
     decoders[modality](data, limits)
-
-
-def _guess(rows: Rows) -> str | None:
-    for index in range(min(len(rows), MAX_UNREADABLE)):
-        try:
-            kind = layouts.guess(rows[index])
-        except DataError:
-            continue
-        if kind is not None:
-            return kind
-    return None
 
 
 def _text_faults(path: Path) -> list[Fault]:

@@ -6,7 +6,7 @@ import logging
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Annotated, Any, Literal, Self
@@ -14,17 +14,20 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator
 
 from mmllm.config.base import BuildContext
-from mmllm.data.attached import AttachedReaderConfig, captioned, modality_of, with_media
+from mmllm.data.attached import AttachedReaderConfig, captioned, guessed, modality_of, with_media
 from mmllm.data.rows import MAX_ROW_BYTES, parse_row
 from mmllm.data.shards import Shard, open_shard
 from mmllm.data.tables import SampleTable, expand
-from mmllm.errors import DataError
+from mmllm.errors import ConfigError, DataError
 from mmllm.processing.messages import Part, Sample
 
 log = logging.getLogger(__name__)
 
 MAX_DAMAGED = 0.1
 """When more than this share of the shards is damaged, the data are not used at all."""
+
+GUESSED = 8
+"""Samples of a shard, and shards, that are looked at to tell a layout."""
 
 _COMMAND = re.compile(r"\s*(pipe\s*:|[A-Za-z][A-Za-z0-9+.\-]+:)")
 
@@ -50,10 +53,24 @@ class WebDatasetConfig(AttachedReaderConfig):
                 raise ValueError(f"{path!r:.80}: shards are local files; commands (pipe:) and URLs are never opened")
         return value
 
+    @classmethod
+    def of(cls, path: str, root: str | None = None) -> Self:
+        """The reader of shards, with the layout of their first samples. Raises ``ConfigError`` and ``DataError``."""
+        if root is not None:
+            raise ConfigError([("", "media are in the shards themselves; leave it out")], "--root")
+        reader = cls.checked({"path": path})
+        shards = reader.table(BuildContext()).shards
+        return reader.model_copy(update={"layout": guessed(_first_rows(shards))})
+
+    def table(self, context: BuildContext) -> ShardTable:
+        """The samples by number. Raises ``DataError`` for shards that are missing or refused."""
+        paths = expand([self.path] if isinstance(self.path, str) else self.path, context.root)
+        return ShardTable(self, tuple(map(open_shard, paths)))
+
     def open(self, context: BuildContext) -> ShardTable:
         """The samples by number. Raises ``DataError`` for shards that are missing, refused, or damaged in too great a share."""
-        paths = expand([self.path] if isinstance(self.path, str) else self.path, context.root)
-        shards = tuple(map(open_shard, paths))
+        table = self.table(context)
+        shards = table.shards
         damaged = [shard.damage for shard in shards if shard.damage is not None]
         causes = "".join(f"\n  {damage}" for damage in damaged[:5])
         if len(damaged) > MAX_DAMAGED * len(shards):
@@ -62,9 +79,9 @@ class WebDatasetConfig(AttachedReaderConfig):
             )
         for damage in damaged:
             log.warning("%s; the samples before it are used", damage)
-        if not any(map(len, shards)):
-            raise DataError(f"{paths[0]}: holds no samples; members of a sample are named KEY.json, KEY.jpg, …")
-        return ShardTable(self, shards)
+        if not len(table):
+            raise DataError(f"{shards[0].path}: holds no samples; members of a sample are named KEY.json, KEY.jpg, …")
+        return table
 
     def tiny(self) -> Self:
         """The first eight samples."""
@@ -132,6 +149,16 @@ class _Members:
         raise DataError(
             f"{self.where}: no member {name!r:.80} for this {part.type}; the sample {self.key!r:.40} has {known:.200}"
         )
+
+
+def _first_rows(shards: tuple[Shard, ...]) -> Iterator[dict[str, Any] | None]:
+    for shard in shards[:GUESSED]:
+        for number in range(min(len(shard), GUESSED)):
+            try:
+                found = shard.read(number)[1]
+                yield _row(found, shard.where(number)) if "json" in found else None
+            except DataError:
+                continue
 
 
 def _row(found: Mapping[str, bytes], where: str) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from data_rows import row
 from PIL import Image
 
 from mmllm.config.base import BUILTIN
-from mmllm.data.validate import MAX_UNREADABLE, formats, run_validate, validate
+from mmllm.data.kinds import formats
+from mmllm.data.validate import MAX_UNREADABLE, run_validate, validate
 
 Write = Callable[..., Path]
 IMAGE, SOUND = {"type": "image", "path": "red.png"}, {"type": "audio", "path": "tone.wav"}
@@ -115,7 +116,7 @@ def test_all_faults_are_found_in_one_go(media: Path, write: Write, capsys: pytes
         (b'[{"messages": []},\n{"messages": []}]\n]', 3, "text after the end of the JSON array"),
         (b'[\n{"messages": []},\n{"mess', 3, "not valid JSON"),
         (b'{"messages": []}\nend of file\n', 2, "not valid JSON"),
-        (b'{"text": "x"}\n', 1, "no row has a known layout; the formats are llava, messages"),
+        (b'{"text": "x"}\n', 1, "no row has a known layout; the formats are hf_datasets, llava, messages"),
     ],
 )
 def test_faults_of_the_file_itself(tmp_path: Path, data: bytes, place: int, message: str) -> None:
