@@ -83,6 +83,8 @@ class HFDatasetsConfig(AttachedReaderConfig):
         """The samples by row; of a stream, ``mmllm.data.streams.StreamTable``. Raises ``DataError`` when nothing can be read."""
         root = None if self.root is None else context.root / Path(self.root).expanduser()
         paths = expand([self.path] if isinstance(self.path, str) else self.path or [], context.root)
+        if self.hub is not None and not context.weights:
+            raise DataError(f"{self.hub}: is on the hub, which is not asked here")
         own = paths[0] if paths and paths[0].is_dir() else paths[0].parent if paths else None
         folder = own if root is None else root
         folder = None if folder is None else folder.absolute()
@@ -188,7 +190,7 @@ def hub_files(reader: HFDatasetsConfig) -> list[str]:
         )
     files: Mapping[str, Any] = builder.config.data_files or {}
     if reader.split not in files:
-        raise DataError(f"{reader.hub}: no split {reader.split!r}; it has {', '.join(files) or 'none'}")
+        raise DataError(f"{reader.hub}: no split {reader.split!r}; it has {', '.join(map(str, files)) or 'none'}")
     return [str(file) for file in files[reader.split]]
 
 
@@ -204,7 +206,7 @@ def _open(reader: HFDatasetsConfig, paths: list[Path]) -> tuple[Dataset, list[tu
             table = load_from_disk(str(paths[0]))
             if isinstance(table, DatasetDict):
                 if reader.split not in table:
-                    raise DataError(f"{paths[0]}: no split {reader.split!r}; it has {', '.join(table)}")
+                    raise DataError(f"{paths[0]}: no split {reader.split!r}; it has {', '.join(map(str, table))}")
                 table = table[reader.split]
             used = [Path(file["filename"]) for file in table.cache_files]
             files = [(path.name, outline(path)) for path in used]

@@ -54,6 +54,8 @@ def run_show(
     data = StageData(chosen.data, config.seed, context, token_lengths(chosen, processor))
     sources = f"{len(data)} samples in {len(data.tables)} source{'s' if len(data.tables) != 1 else ''}"
     console.print(f"stage {chosen.name}: {sources}, {data.epoch_size(0)} samples an epoch")
+    for number, amount in enumerate(data.amounts() if data.means is not None else []):
+        console.print(f"source {number}: {amount}")
     console.print(_styled(console, [("supervised text", SUPERVISED), (", given text, ", GIVEN), ("[media]", MEDIA)]))
     shown: list[Encoded] = []
     for index in data.order(0):

@@ -82,3 +82,41 @@ def test_a_saved_folder_is_not_streamed(folder: Path) -> None:
     (folder / "saved").mkdir()
     with pytest.raises(DataError, match="leave `streaming` out"):
         stream(folder, path="saved")
+
+
+def test_data_sets_of_the_hub_are_known_by_their_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder stands for the hub here: the library finds files, splits and readers in both in the same way."""
+    import datasets
+
+    for name in ("good", "other"):
+        (folder / name / "data").mkdir(parents=True)
+    for n in range(2):
+        (folder / f"{n}.parquet").rename(folder / "good" / "data" / f"train-{n}-of-2.parquet")
+    (folder / "other" / "data" / "train.xml").write_text("<x/>")
+    build, load = datasets.load_dataset_builder, datasets.load_dataset
+
+    def place(id: str) -> str:
+        return str(folder / id.split("/")[1]) if id.startswith("someone/") else id
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda id, *a, **k: build(place(id), *a, **k))
+    monkeypatch.setattr(datasets, "load_dataset", lambda id, *a, **k: load(place(id), *a, **k))
+    context = BuildContext()
+    table = HFDatasetsConfig(hub="someone/good").open(context)
+    assert {sample.id for sample in table} == {f"r{i}" for i in range(200)}
+    assert [name.rpartition("/")[2] for name, _ in table.contents()] == ["train-0-of-2.parquet", "train-1-of-2.parquet"]
+    flow = HFDatasetsConfig(hub="someone/good", streaming=True, rows=200, lanes=2).open(context)
+    assert isinstance(flow, StreamTable)
+    assert flow.remote
+    assert {flow.at(position).id for position in range(200)} == {f"r{i}" for i in range(200)}
+    for reader in (
+        HFDatasetsConfig(hub="someone/other"),
+        HFDatasetsConfig(hub="someone/other", streaming=True, rows=1),
+    ):
+        with pytest.raises(DataError, match="its files are read by Xml"):
+            reader.open(context)
+    with pytest.raises(DataError, match="no split 'test'; it has train"):
+        HFDatasetsConfig(hub="someone/good", split="test").open(context)
+    with pytest.raises(DataError, match="cannot be opened"):
+        HFDatasetsConfig(hub="someone/gone").open(context)
+    with pytest.raises(DataError, match="is on the hub, which is not asked here"):  # `mmllm plan` is offline
+        HFDatasetsConfig(hub="someone/good").open(BuildContext(weights=False))

@@ -14,6 +14,8 @@ from rich.console import Console
 from mmllm.config.base import BuildContext
 from mmllm.config.load import parse
 from mmllm.config.run import RunConfig
+from mmllm.data.readers import MessagesConfig
+from mmllm.data.shard_writer import write_shards
 from mmllm.data.show import run_show
 from mmllm.errors import ConfigError
 
@@ -96,3 +98,20 @@ def test_n_and_stage(write: Write) -> None:
     assert "batch of 2 x " in text
     with pytest.raises(ConfigError, match="no stage 'algn'; did you mean 'align'"):
         shown(config(path), stage="algn")
+
+
+def test_shards_are_shown_as_files_are(media: Path, write: Write) -> None:
+    path = write(row("s1", [IMAGE, {"type": "text", "text": "How wide?"}, SOUND], "forty", type="size"))
+    write_shards(MessagesConfig(path=str(path)).open(BuildContext()), media / "shards")
+    shards = {"kind": "webdataset", "path": str(media / "shards" / "*.tar")}
+    told = config(path, data=[{"reader": shards}])
+    status, text = shown(told)
+    assert status == 0
+    assert f"s1 ({media / 'shards' / '000000.tar'}:1) type='size'" in text
+    size = (media / "red.png").stat().st_size
+    assert f"tokens, 40x10, {size:,} bytes]" in text
+    assert text.rpartition("batch of")[2] == shown(config(path))[1].rpartition("batch of")[2]
+    mixed = config(
+        path, mixture="tokens", data=[{"reader": shards}, {"reader": {"kind": "messages", "path": str(path)}}]
+    )
+    assert "2 samples in 2 sources, 2 samples an epoch" in shown(mixed)[1]

@@ -14,6 +14,7 @@ from data_rows import row
 from pydantic import ValidationError
 from shard_files import odd, picture, sample, shards, tar
 
+from mmllm.cli import main
 from mmllm.config.base import BuildContext
 from mmllm.data import shards as shards_module
 from mmllm.data.shards import INDEX, MAX_MEMBERS, index_folder
@@ -317,3 +318,38 @@ def test_rows_that_cannot_be_used_name_shard_and_number(tmp_path: Path) -> None:
             table[number]
         assert str(error.value).startswith(f"{path}:{number + 1}: ")
     assert table[3].id == "id-d"
+
+
+def test_validate_names_every_fault_of_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good = sample("a", 1)
+    bad = [("b.json", good[0][1].replace(b"a.0.png", b"0.png")), ("b.0.png", b"no picture")]
+    silent = ("c.json", json.dumps(row("c", " ")).encode())
+    tar(tmp_path / "0.tar", [*good, *bad, silent])
+    cut = tar(tmp_path / "1.tar", [*sample("d", 1), *sample("e", 2)])
+    cut.write_bytes(cut.read_bytes()[:3000])
+    assert main(["data", "validate", str(tmp_path / "{0..1}.tar")]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0].removeprefix(f"{tmp_path}/") for line in lines[:4]] == [
+        "0.tar:2",
+        "0.tar:2",
+        "0.tar:3",
+        "1.tar:2",
+    ]
+    assert "id 'id-a' is used before" in lines[0]
+    assert "0.png" not in lines[1]
+    assert "the user says nothing" in lines[2]
+    assert "breaks off" in lines[3] or "the file ends at" in lines[3]
+    assert lines[-1].endswith("format webdataset, 5 rows, 3 image media, 4 faults")
+    assert main(["data", "validate", "--fast", str(tmp_path / "0.tar")]) == 1
+    assert len(capsys.readouterr().out.splitlines()) == 4  # two faults, a note, the summary
+    assert main(["data", "validate", str(odd(tmp_path / "2.tar", "x", _link))]) == 1
+    assert "2.tar:1: 'x' is a symbolic link" in capsys.readouterr().out
+    assert main(["data", "validate", "pipe:touch canary.tar"]) == 1
+    assert "are never opened" in capsys.readouterr().out
+    tar(tmp_path / "3.tar", [("a.jpg", picture(1, "JPEG")), ("a.txt", b"A cat.")])
+    assert main(["data", "validate", str(tmp_path / "3.tar")]) == 0
+    assert "rows have the layout captions" in capsys.readouterr().out
+
+
+def _link(info: tarfile.TarInfo) -> None:
+    info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
