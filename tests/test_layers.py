@@ -79,6 +79,7 @@ ALLOWED = {
     "ui": {"config", "processing", "assistant", "chat"},
 }
 HEAVY = {"transformers", "diffusers", "peft", "gradio", "open_clip", "whisper", "accelerate", "av", "trimesh"}
+HEAVY |= {"datasets", "pyarrow"}
 MODULES = sorted(
     path
     for path in PACKAGE.rglob("*.py")
