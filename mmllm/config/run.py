@@ -231,7 +231,7 @@ class StageConfig(Config):
     micro-batch: ``packed`` behind each other in one row without padding, ``grouped`` by length, or ``padded`` in the data's
     order; the loss is the same. A backbone that cannot keep packed sequences apart gets grouped ones.
     ``mixture``: whether the sources' weights are passes through their rows, or shares of the tokens (all of them, or those with a
-    label; see ``docs/data.md``).
+    label; see ``docs/data.md``). ``max_skipped`` is the share of bad samples that ends the run.
     ``max_length`` is in tokens; a stage that does not give it gets fewer where the backbone has fewer positions.
     """
 
@@ -251,6 +251,7 @@ class StageConfig(Config):
     micro_batch_media: PositiveInt | None = None
     batching: Batching = "packed"
     max_length: PositiveInt = 2048
+    max_skipped: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
     optimizer: OptimizerConfig = OptimizerConfig()
     gradient_checkpointing: bool = False
     num_workers: Annotated[int, Field(ge=0)] = 0

@@ -20,7 +20,7 @@ from mmllm.training.references import pinned
 # have not begun may change altogether.
 HARMLESS_RUN = {"output", "trackers", "keep_last", "compile", "short_cuts", "cache"}
 HARMLESS_STAGE = {
-    "eval_data", "eval_every", "save_every", "samples", "num_workers",
+    "eval_data", "eval_every", "save_every", "samples", "num_workers", "max_skipped",
     "batching", "micro_batch_size", "micro_batch_tokens", "micro_batch_media", "gradient_checkpointing",
 }  # fmt: skip
 

@@ -105,7 +105,7 @@ class StageRun:
                 loader(self.steps, range(self.done, len(self.steps)), stage.num_workers),
                 total=len(self.steps),
                 seed=run.config.seed,
-                skips=SkipLog(),
+                skips=SkipLog(stage.max_skipped),
                 stopping=stopping,
                 after=self._after,
             )

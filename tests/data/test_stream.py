@@ -153,6 +153,13 @@ def test_too_large_a_share_of_bad_samples_is_fatal() -> None:
     assert "  f:6: 'a.png': no such file" in str(error.value)
 
 
+def test_no_bad_sample_is_too_much_where_none_is_allowed() -> None:
+    log = SkipLog(max_share=0)
+    log.add(Loaded(Encoded("x", [], [], [])))
+    with pytest.raises(DataError, match="1 of 3 samples cannot be used, the limit is 0%"):
+        log.add(Loaded(Encoded("x", [], [], []), (Failure(5, "f:6", "MediaError", "no such file"),)))
+
+
 def test_a_share_below_the_limit_goes_on() -> None:
     log = SkipLog(max_share=0.1)
     failures = (Failure(0, "f:1", "SampleTooLong", "long"),)
