@@ -95,7 +95,8 @@ class SkipLog:
     def add(self, loaded: Loaded) -> list[Failure]:
         """Count one loaded sample. Returns its failures of samples not met before, for the log.
 
-        Raises ``DataError`` with the first causes once more than ``max_share`` of the tries (at least 100) failed.
+        Raises ``DataError`` with the first causes once more than ``max_share`` of the tries (at least 100, unless it is 0)
+        failed.
         """
         self.used += 1
         self.reasons.update(failure.reason for failure in loaded.failures)
@@ -103,9 +104,9 @@ class SkipLog:
         self.met.update(failure.index for failure in fresh)
         self.first = (self.first + fresh)[:5]
         tries = self.used + self.skipped
-        if tries >= MAX_FAILURES and self.skipped > self.max_share * tries:
+        if (tries >= MAX_FAILURES or not self.max_share) and self.skipped > self.max_share * tries:
             raise DataError(
-                f"{self.skipped} of {tries} samples cannot be used, the limit is {self.max_share:.0%}; "
+                f"{self.skipped} of {tries} samples cannot be used, the limit is {self.max_share:.0%} (`max_skipped`); "
                 f"`mmllm data validate` lists all faults of a file. The first causes:\n{causes(self.first)}"
             )
         return fresh

@@ -44,7 +44,7 @@ class StageData(Sequence[Sample]):
         if problems:
             raise ConfigError(problems)
         context = context or BuildContext()
-        self.seed = seed
+        self.seed, self.sources = seed, list(sources)
         self.tables = [open_reader(source.reader, context) for source in sources]
         # Through the decimal text: 0.1 means a tenth, and ten epochs of it make exactly one pass.
         self.shares = [Fraction(repr(s.weight)) * len(t) for s, t in zip(sources, self.tables, strict=True)]
