@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def run_replay(config: RunConfig, context: BuildContext, step: str) -> int:
     is written to the run's, and removed. On the CPU, with the versions, threads and processes of the logged run, all bits
     must agree. Raises ``TrainingError`` for a step that was not logged, ``CheckpointError`` for another configuration.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError("a step is replayed by one process, whatever the run had; start it without a launcher")
     config = with_lengths(config, context)
     folder = Path(config.output)
     stage, number = find_step(config, folder, step)
@@ -87,8 +90,9 @@ def _row(folder: Path, stage: str, step: int) -> dict[str, Any]:
 def _same_configuration(config: RunConfig, context: BuildContext, folder: Path, stage: StageConfig) -> None:
     before, now = load(folder / "config.yaml"), checkpoint.absolute(config, context)
     newest = checkpoint.checkpoints(folder)[-1:]
-    pair = (pinned(one, newest[0]) if newest else one for one in (before, now))
-    if changed := resuming.changed_keys(*pair, Position(stage.name, 0, False, "", {})):
+    if newest:
+        before, now = pinned(before, newest[0]), pinned(now, newest[0])
+    if changed := resuming.changed_keys(before, now, Position(stage.name, 0, False, "", {})):
         raise CheckpointError(
             f"{folder} was trained with another configuration; changed: {', '.join(changed)}. Undo these changes"
         )
@@ -110,16 +114,19 @@ def _repeat(
 ) -> tuple[dict[str, Any], bool]:
     """The row of the step, computed anew in the folder ``again``; and whether all its bits should be the logged ones."""
     stage, number = place
-    quiet = {"eval_data": [], "eval_every": None, "samples": 0}
-    here = {
-        "output": str(again),
-        "trackers": [],
-        "keep_last": 1,
-        "keep_every": None,
-        "stages": [one.model_copy(update=quiet) for one in config.stages],
-    }
+    # Saves matter to what may go back to them only.
+    quiet = [
+        one.model_copy(
+            update={"eval_data": [], "eval_every": None, "samples": 0, "save_every": one.spike and one.save_every}
+        )
+        for one in config.stages
+    ]
+    here = {"output": str(again), "trackers": [], "keep_last": 1, "stages": quiet}
+    if all(one.spike is None for one in config.stages):
+        here["keep_every"] = None
     here_config = config.model_copy(update=here)
-    stages = here_config.stages[: config.stages.index(stage) + 1]
+    trained = {row["stage"] for row, _ in StepLog(folder / "metrics.jsonl").lines()}
+    stages = [one for one in quiet[: config.stages.index(stage) + 1] if one.name in trained]
     begun = starts(folder)
     first = None if source is not None or not begun else begun[0]["weights_from"]
     if first is not None and file_hash(Path(first["path"]) / "manifest.json") != first["manifest_sha256"]:
