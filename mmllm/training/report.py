@@ -74,8 +74,13 @@ class StepLog:
         temporary.replace(self.file)  # killed before this, the run still has all its rows
 
     def add(self, row: Mapping[str, Any]) -> None:
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        """Append a row. Raises ``TrainingError`` when the disk refuses."""
+        try:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:  # whose own text lacks the file's name
+            text = "checkpoints written before are untouched; make room and go on with --resume"
+            raise TrainingError(f"cannot write {self.file}: {error.strerror}; {text}") from error
 
 
 class Reporter:

@@ -97,6 +97,8 @@ class StageRun:
                     f"stage {stage.name!r}: its data files are not the checkpoint's (content, rows or weights differ); "
                     "bring them back to resume, or start a new run from the checkpoint's weights"
                 )
+            if missing := [p.name for p in self.parts if not {p.name, split(p.name)[0]} & {*run.trained}]:
+                raise CheckpointError(f"the checkpoint of stage {stage.name!r} does not hold {', '.join(missing)}")
             self._restore(run.position)
             self.done = run.position.step
         names = dict.fromkeys([*run.trained, *(part.name for part in self.parts)])
