@@ -29,6 +29,7 @@ from mmllm.data.mixture import StageData
 from mmllm.data.readers import Table
 from mmllm.pretrained import read_json
 from mmllm.training.references import file_hash
+from mmllm.training.report import write_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -125,6 +126,4 @@ def _source(source: DataSource, opened: Sequence[Any]) -> dict[str, Any]:
 
 
 def _write(file: Path, value: Any) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(file)
+    write_whole(file, [json.dumps(value, indent=2), "\n"])

@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -68,19 +68,32 @@ class StepLog:
 
     def rewind(self, keep: Mapping[str, float]) -> None:
         """Forget what lies beyond the checkpoint that a run resumes from: ``keep[stage]`` is the last step to keep."""
-        temporary = self.file.with_name(f".{self.file.name}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            file.writelines(line for row, line in self.lines() if row["step"] <= keep.get(row["stage"], -1))
-        temporary.replace(self.file)  # killed before this, the run still has all its rows
+        kept = (line for row, line in self.lines() if row["step"] <= keep.get(row["stage"], -1))
+        write_whole(self.file, kept)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a row. Raises ``TrainingError`` when the disk refuses."""
-        try:
-            with self.file.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:  # whose own text lacks the file's name
-            text = "checkpoints written before are untouched; make room and go on with --resume"
-            raise TrainingError(f"cannot write {self.file}: {error.strerror}; {text}") from error
+        with _naming(self.file), self.file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def write_whole(file: Path, lines: Iterable[str]) -> None:
+    """Write a file of a run so that it is there as it was, or as it is to be. Raises ``TrainingError`` when the disk refuses."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    with _naming(file):
+        with temporary.open("w", encoding="utf-8") as new:
+            new.writelines(lines)
+        temporary.replace(file)
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """An error of writing ``file`` with its name, which the system's own lacks."""
+    try:
+        yield
+    except OSError as error:
+        text = "checkpoints written before are untouched; make room and go on with --resume"
+        raise TrainingError(f"cannot write {file}: {error.strerror}; {text}") from error
 
 
 class Reporter:
@@ -227,7 +240,7 @@ def write_summary(folder: Path, rows: list[dict[str, Any]], accelerator: Acceler
         "`loss.png` shows the losses, `metrics.jsonl` holds every step, `samples.jsonl` the samples of each, `config.yaml` the "
         "resolved configuration, `data.json` the data files with their hashes, `environment.json` all versions.",
     ]
-    (folder / "run.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(folder / "run.md", [f"{line}\n" for line in lines])
     return total
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import multiprocessing
 import os
@@ -96,6 +97,8 @@ def _work(folder: Path, calls: tuple[Call, ...], environment: dict[str, str]) ->
     import torch
 
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of data workers, as in a program of its own
+    faulthandler.dump_traceback_later(PATIENCE - 10)  # where one that hangs is
     try:
         for function, *arguments in calls:
             function(*arguments)
@@ -226,7 +229,7 @@ def limit_nonfinite(limit: int) -> None:
     loop.NONFINITE_LIMIT = limit
 
 
-def count_events(file: Path | None = None, *, kind: str = "all", kill_at: int | None = None) -> None:
+def count_events(file: Path | None = None, kind: str = "all", kill_at: int | None = None) -> None:
     """Count the calls within mmllm's code from the first stage on: all of them, and those while a checkpoint is written.
 
     The numbers are left in ``file`` at the end; at number ``kill_at`` of a ``kind`` the process kills itself.

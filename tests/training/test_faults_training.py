@@ -23,7 +23,7 @@ from safetensors.torch import load_file
 
 from mmllm.config.base import BuildContext
 from mmllm.config.load import load
-from mmllm.errors import CheckpointError
+from mmllm.errors import CheckpointError, TrainingError
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
 from mmllm.training import checkpoint
@@ -149,15 +149,18 @@ def test_T05_whatever_file_the_disk_refuses(whole: Path, tmp_path: Path, size: i
     assert not list(tmp_path.iterdir())
 
 
-def test_T05_a_log_that_cannot_be_written_is_named(
-    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "data.json", "environment.json", "run.md"])
+def test_T05_a_log_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    original = Path.open
+
+    def full(self: Path, mode: str = "r", *arguments: Any, **named: Any) -> Any:
+        if mode in ("w", "a") and self.name in (name, f".{name}.tmp"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(self, mode, *arguments, **named)
 
     config, context = systems.system(tmp_path, STAGE)
-    monkeypatch.setattr("mmllm.training.report.json.dumps", full)
-    with pytest.raises(ValueError, match=r"cannot write .*metrics.jsonl: No space left on device; checkpoints written"):
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(TrainingError, match=rf"cannot write .*{name}: No space left on device; checkpoints written"):
         train(config, context)
 
 
@@ -205,14 +208,16 @@ def test_T10_a_checkpoint_opens_with_one_call_anywhere(whole: Path, tmp_path: Pa
     [
         ("backbone.adapter", ["model.embed_tokens"]),
         ("backbone.adapter", r".*\.embed_tokens|.*\.q_proj"),
-        ("backbone.modules.model.embed_tokens", "all-linear"),
+        ("backbone.modules.model.embed_tokens", None),
     ],
     ids=["LoRA by qualified name", "LoRA by pattern", "the table itself"],
 )
 def test_T11_trained_embeddings_are_saved(tmp_path: Path, train_part: str, targets: Any) -> None:
     file = systems.write_config(tmp_path, {**STAGE, "train": [train_part], "max_steps": 2, "epochs": None})
     tree = yaml.safe_load(file.read_text())
-    tree["model"]["backbone"]["adapter"]["targets"] = targets
+    adapter = tree["model"]["backbone"].pop("adapter")
+    if targets is not None:
+        tree["model"]["backbone"]["adapter"] = {**adapter, "targets": targets}
     file.write_text(yaml.safe_dump(tree))
     config, context = load(file), BuildContext(root=tmp_path)
     run = open_run(config, context, config.stages)
