@@ -217,7 +217,7 @@ def test_D24_what_looks_alike_has_keys_of_its_own() -> None:
     assert content_key(files[0], "image") in keys
 
 
-def test_D25_a_sample_has_the_same_loss_alone_and_among_others(tmp_path: Path) -> None:
+def test_D25_a_sample_has_the_same_loss_alone_among_others_and_packed(tmp_path: Path) -> None:
     import torch
 
     from mmllm.model import MultimodalLM
@@ -236,5 +236,7 @@ def test_D25_a_sample_has_the_same_loss_alone_and_among_others(tmp_path: Path) -
         alone = [float(model(processor.collate([one]))["text"]) for one in encoded]
         together = float(model(processor.collate(encoded))["text"])
         backwards = float(model(processor.collate(encoded[::-1]))["text"])
+        packed = float(model(processor.collate(encoded, pack=True))["text"])
     assert together == pytest.approx(sum(alone), rel=1e-5)
     assert backwards == pytest.approx(sum(alone), rel=1e-5)
+    assert packed == pytest.approx(sum(alone), rel=1e-5)

@@ -29,7 +29,7 @@ IMPORTED = [
     "accelerate",
     "peft",
 ]
-PATIENCE = 60  # seconds, within which every process of a run has ended
+PATIENCE = 600  # seconds for a process to end: machines can be busy
 
 
 Call = tuple[Any, ...]

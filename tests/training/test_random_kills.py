@@ -1,4 +1,5 @@
-"""A run that is killed at any moment ends in the same bits: pictures and sounds, accumulation, saving at once or meanwhile."""
+"""A run that is killed at any moment ends in the same bits: pictures and sounds, packing, accumulation, saving at once or
+meanwhile."""
 
 from __future__ import annotations
 

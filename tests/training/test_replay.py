@@ -160,5 +160,5 @@ def test_the_log_names_the_samples_that_were_learned_from(tmp_path: Path, monkey
     config = config.model_copy(update={"stages": [config.stages[0].model_copy(update={"max_skipped": 1.0})]})
     train(config, context)
     logged = [id for ids in systems.step_ids(tmp_path / "run") for id in ids]
-    assert logged == learned
+    assert sorted(logged) == sorted(learned)
     assert sum(sum(row["skipped"].values()) for row in systems.rows(tmp_path)) >= 3
