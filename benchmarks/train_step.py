@@ -175,7 +175,7 @@ class Bench:
                 seed=0,
                 skips=SkipLog(),
                 stopping=lambda: False,
-                after=lambda result, stop: None,
+                after=lambda result, stop: stop,
             )
 
         return steps

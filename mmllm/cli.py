@@ -115,6 +115,11 @@ def build_parser() -> argparse.ArgumentParser:
     how = sub.add_mutually_exclusive_group()
     how.add_argument("--resume", action="store_true", help="go on from the run directory's newest valid checkpoint")
     how.add_argument("--dry-run", action="store_true", help="try all of it in seconds: tiny parts, made-up data")
+    how.add_argument(
+        "--replay",
+        metavar="STEP",
+        help="compute a logged step (7, or align:7) again and compare; exit 1 when it differs",
+    )
     sub.add_argument("--keep", type=Path, metavar="DIR", help="with --dry-run: leave what it wrote in this folder")
 
     sub = add("index", _index, "embed existing pictures or sounds, to be answered with")
@@ -235,6 +240,10 @@ def _train(options: argparse.Namespace) -> int:
         from mmllm.dry_run import run_dry_run
 
         return run_dry_run(config, str(find_config(options.config)), options.keep)
+    if options.replay is not None:
+        from mmllm.training.replay import run_replay
+
+        return run_replay(config, context, options.replay)
     from mmllm.training.run import train
 
     train(config, context, resume=options.resume)

@@ -148,6 +148,7 @@ def shrink(config: RunConfig, folder: Path) -> RunConfig:
         "num_workers": 0,
         "eval_every": None,
         "save_every": None,
+        "spike": None,
     }
     parts: Mapping[str, Any] = {}
     if any(pieces.split(pattern)[1] is not None for stage in config.stages for pattern in stage.train):
@@ -165,6 +166,8 @@ def shrink(config: RunConfig, folder: Path) -> RunConfig:
         "cache": None if config.cache is None else CacheConfig(),
         "trackers": [],
         "keep_last": 2,
+        "keep_every": None,
+        "save_async": False,
         "compile": False,  # minutes of compiling for seconds of work
         "precision": "bf16" if config.precision == "fp16" else config.precision,  # CPUs have no fp16
     }

@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 class LoraConfig(AdapterConfig):
     """LoRA (arXiv 2106.09685): ``W + alpha / rank * B A``, B starting at zero.
 
-    ``targets`` is ``all-linear`` (every linear layer but the head) or a list of module names as peft takes them.
+    ``targets`` is ``all-linear`` (every linear layer but the head), a list of module names, or a regular expression that their
+    whole qualified names match, as peft takes them.
     """
 
     kind: Literal["lora"] = "lora"
     rank: PositiveInt = 16
     alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 32.0
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    targets: Literal["all-linear"] | list[str] = "all-linear"
+    targets: str | list[str] = "all-linear"
 
     def tiny(self) -> Self:
         return self.model_copy(update={"rank": 2})

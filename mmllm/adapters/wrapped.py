@@ -39,7 +39,7 @@ class Wrapped(Adapter):
             warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
             try:
                 self.model: Any = peft.get_peft_model(model, settings)
-            except ValueError as error:  # no such modules, or a family whose modules take no adapter
+            except (ValueError, re.error) as error:  # no such modules, or a family whose modules take no adapter
                 raise ConfigError([("adapter.targets", f"peft refuses it: {brief(error)}")]) from error
         self.prefix = self.model.base_model.prefix  # of the names that peft gives its parameters: lora_A, ia3_l, …
 

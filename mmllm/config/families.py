@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
-from pydantic import BeforeValidator, SerializeAsAny
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from mmllm.config.base import BuildContext, ComponentConfig, Config, _dispatch
 from mmllm.errors import ConfigError
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mmllm.projectors.base import Projector
     from mmllm.projectors.output_module import OutputProjector
 
+FrameCount = Annotated[int, Field(gt=0, le=108_000)]
+"""Frames taken of a clip: no more than a clip may have (``mmllm.processing.sources.Limits``)."""
 Shape = tuple[int, int]  # (L, D) of one stream of a generator's condition; a single vector has L = 1
 
 

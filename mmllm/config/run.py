@@ -215,6 +215,19 @@ class OptimizerConfig(Config):
     clip: Positive | None = 1.0
 
 
+class SpikeConfig(Config):
+    """When a step's loss leaps, the run goes back to the last checkpoint and on behind the steps that led there (PaLM, arXiv
+    2204.02311, section 5.1).
+
+    A leap: the loss lies more than ``deviations`` standard deviations above the mean of the ``window`` losses before it. It
+    happens at most ``rollbacks`` times in a stage; leaps after that are logged.
+    """
+
+    window: Annotated[int, Field(ge=2)] = 128
+    deviations: Positive = 6.0
+    rollbacks: PositiveInt = 1
+
+
 class StageConfig(Config):
     """One training stage. ``train`` names the trainable parts by pattern; everything else stays frozen, bit for bit.
 
@@ -231,8 +244,10 @@ class StageConfig(Config):
     micro-batch: ``packed`` behind each other in one row without padding, ``grouped`` by length, or ``padded`` in the data's
     order; the loss is the same. A backbone that cannot keep packed sequences apart gets grouped ones.
     ``mixture``: whether the sources' weights are passes through their rows, or shares of the tokens (all of them, or those with a
-    label; see ``docs/data.md``). ``max_skipped`` is the share of bad samples that ends the run.
+    label; see ``docs/data.md``).
     ``max_length`` is in tokens; a stage that does not give it gets fewer where the backbone has fewer positions.
+    ``max_skipped`` is the share of samples that may turn out unusable before the run stops: looked at from 100 samples on,
+    with 0 from the first.
     """
 
     name: Name
@@ -251,13 +266,20 @@ class StageConfig(Config):
     micro_batch_media: PositiveInt | None = None
     batching: Batching = "packed"
     max_length: PositiveInt = 2048
-    max_skipped: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
     optimizer: OptimizerConfig = OptimizerConfig()
     gradient_checkpointing: bool = False
     num_workers: Annotated[int, Field(ge=0)] = 0
     eval_every: PositiveInt | None = None
     save_every: PositiveInt | None = None
     samples: Annotated[int, Field(ge=0)] = 4
+    max_skipped: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] = 0.1
+    spike: SpikeConfig | None = None
+
+    @model_validator(mode="after")
+    def _something_to_go_back_to(self) -> Self:
+        if self.spike is not None and self.save_every is None:
+            raise ValueError("`spike` goes back to a checkpoint of the stage; give `save_every` too")
+        return self
 
     @property
     def reads_captions(self) -> bool:
@@ -287,6 +309,9 @@ class RunConfig(Config):
     ``compile`` runs the backbone's layers through torch.compile: a minute of compiling and a C++ compiler, then faster steps.
     ``short_cuts`` computes the backbone's last layer only where its output is used, and head and loss a few positions at a time,
     where the model is built so that this gives the same.
+
+    Of the checkpoints the newest ``keep_last`` stay, and with ``keep_every`` one of every so many steps of a stage, for good.
+    With ``save_async`` they are copied in memory and written while training goes on.
     """
 
     model: ModelConfig
@@ -299,4 +324,6 @@ class RunConfig(Config):
     short_cuts: bool = True
     trackers: list[str] = ["tensorboard"]
     keep_last: PositiveInt = 2
+    keep_every: PositiveInt | None = None
+    save_async: bool = False
     plugins: list[str] = []

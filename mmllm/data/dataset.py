@@ -99,8 +99,8 @@ class SkipLog:
     def add(self, loaded: Loaded) -> list[Failure]:
         """Count one loaded sample. Returns its failures of samples not met before, for the log.
 
-        Raises ``DataError`` with the first causes once more than ``max_share`` of the tries (at least 100) failed; with 0 at the
-        first.
+        Raises ``DataError`` with the first causes once more than ``max_share`` of the tries (at least 100, unless it is 0)
+        failed.
         """
         self.used += 1
         self.reasons.update(failure.reason for failure in loaded.failures)
@@ -110,7 +110,7 @@ class SkipLog:
         tries = self.used + self.skipped
         if (tries >= MAX_FAILURES or not self.max_share) and self.skipped > self.max_share * tries:
             raise DataError(
-                f"{self.skipped} of {tries} samples cannot be used, the limit is {self.max_share:.0%}; "
+                f"{self.skipped} of {tries} samples cannot be used, the limit is {self.max_share:.0%} (`max_skipped`); "
                 f"`mmllm data validate` lists all faults of a file. The first causes:\n{causes(self.first)}"
             )
         return fresh

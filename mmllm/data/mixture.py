@@ -64,7 +64,7 @@ class StageData(Sequence[Sample]):
         if problems:
             raise ConfigError(problems)
         context = context or BuildContext()
-        self.seed = seed
+        self.seed, self.sources = seed, list(sources)
         self.tables = [open_reader(source.reader, context) for source in sources]
         for number, table in enumerate(self.tables):
             if isinstance(table, StreamTable):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import PositiveInt, field_validator
 
 from mmllm.config.base import BuildContext, ComponentConfig
-from mmllm.config.families import AnyEncoder, EncoderConfig
+from mmllm.config.families import AnyEncoder, EncoderConfig, FrameCount
 
 if TYPE_CHECKING:
     from mmllm.encoders.frames_module import FramesEncoder, FramesPreprocessor
@@ -35,7 +35,7 @@ class FramesConfig(EncoderConfig):
     }
     kind: Literal["frames"] = "frames"
     encoder: AnyEncoder
-    frames: PositiveInt = 8
+    frames: FrameCount = 8
     spread: Spread = "ends"
     spatial_stride: PositiveInt = 1
     pooling: Literal["none", "mean", "spatio_temporal"] = "none"

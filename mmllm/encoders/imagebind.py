@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import PositiveInt, model_validator
 
 from mmllm.config.base import BuildContext, Config
-from mmllm.config.families import EncoderConfig
+from mmllm.config.families import EncoderConfig, FrameCount
 
 if TYPE_CHECKING:
     from mmllm.encoders.imagebind_module import ImageBindEncoder
@@ -94,7 +94,7 @@ class ImageBindConfig(EncoderConfig):
     revision: str | None = None
     architecture: ImageBindArchitecture | None = None
     output: Literal["pooled", "clips", "tokens"] = "pooled"
-    clips: PositiveInt | None = None
+    clips: FrameCount | None = None
 
     @model_validator(mode="after")
     def _clips_of_what_lasts(self) -> Self:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, PositiveInt, model_validator
 
 from mmllm.config.base import BuildContext
-from mmllm.config.families import EncoderConfig
+from mmllm.config.families import EncoderConfig, FrameCount
 
 if TYPE_CHECKING:
     from mmllm.encoders.video_transformer_module import ClipPreprocessor, VideoEncoder
@@ -43,7 +43,7 @@ class VideoTransformerConfig(EncoderConfig):
     revision: str | None = None
     select_layer: Annotated[int, Field(le=-1)] = -1
     norm: bool | None = None
-    frames: PositiveInt | None = None
+    frames: FrameCount | None = None
     spread: Literal["ends", "middles"] = "ends"
     image_size: PositiveInt | None = None
 

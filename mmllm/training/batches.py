@@ -8,6 +8,7 @@ samples.
 from __future__ import annotations
 
 import math
+import signal
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -182,4 +183,14 @@ def epoch_ends(data: StageData, stage: StageConfig) -> list[int]:
 
 def loader(dataset: Dataset[Any], numbers: Sequence[int], num_workers: int) -> DataLoader[Any]:
     """Items of ``dataset`` at ``numbers``, in order, prepared ahead by ``num_workers`` processes."""
-    return DataLoader(dataset, batch_size=None, sampler=numbers, num_workers=num_workers)
+    return DataLoader(
+        dataset, batch_size=None, sampler=numbers, num_workers=num_workers, worker_init_fn=_outlive_signals
+    )
+
+
+def _outlive_signals(_worker: int) -> None:
+    """Ctrl-C reaches a terminal's whole process group, a scheduler's SIGTERM every process of a job: workers leave it to the
+    main process to finish the step and save. They end when it does; a second SIGTERM ends them too, as torch's own may be.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

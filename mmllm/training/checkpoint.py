@@ -17,12 +17,14 @@ number states need no file: the training loop derives them from the seed and the
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,13 +49,17 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 ADAPTER = "adapter"
+OPTIMIZER = "state/optimizer.safetensors"
+Written = dict[str, tuple[dict[str, Tensor], dict[str, str] | None]]
+"""The tensors of files and their metadata, by the files' names."""
 
 
 @dataclass(frozen=True)
 class Position:
     """Where a run stands: ``step`` optimizer steps of stage ``stage`` are done; ``stage_done`` when those were all.
 
-    ``data`` is the fingerprint of the stage's data, ``scaler`` the fp16 gradient scaler's state.
+    ``data`` is the fingerprint of the stage's data, ``scaler`` the fp16 gradient scaler's state, ``spikes`` what the watch
+    over leaping losses remembers.
     """
 
     stage: str
@@ -61,6 +67,33 @@ class Position:
     stage_done: bool
     data: str
     scaler: dict[str, float]
+    spikes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Pending:
+    """A checkpoint on its way to ``folder``: small files are in ``temporary`` already, ``tensors`` are yet to be written there,
+    each with the file's metadata.
+    """
+
+    folder: Path
+    temporary: Path
+    tensors: Written
+
+    def commit(self) -> None:
+        """Write the rest, and put the whole in its place. Raises ``CheckpointError`` when the disk refuses."""
+        with _cleaned_up(self.folder, self.temporary):
+            for name, (tensors, metadata) in self.tensors.items():
+                save_file(tensors, self.temporary / name, metadata=metadata)
+            write_manifest(self.temporary)
+            for path in [*self.temporary.rglob("*"), self.temporary]:
+                _sync(path)
+            if self.folder.exists():
+                self.folder.rename(_empty(self.folder.with_name(f".{self.folder.name}.{os.getpid()}.old.tmp")))
+            self.temporary.rename(self.folder)
+            _sync(self.folder.parent)
+            for leftover in self.folder.parent.glob(f".{glob.escape(self.folder.name)}.*.tmp"):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 def save(
@@ -78,41 +111,72 @@ def save(
 
     Either all of it appears under that name or nothing does. Raises ``CheckpointError`` when the disk refuses.
     """
+    prepare(folder, model, processor, config, context, trained, position=position, optimizer=optimizer).commit()
+
+
+def prepare(
+    folder: Path,
+    model: MultimodalLM,
+    processor: Processor,
+    config: RunConfig,
+    context: BuildContext,
+    trained: Iterable[str],
+    *,
+    position: Position | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    copy: bool = False,
+) -> Pending:
+    """What ``save`` writes, as it is now, to be committed; with ``copy`` the weights may change before that.
+
+    Adapters and what the processor has are written at once: the former know best how, and the latter's tokenizer may be
+    in use by the time of the commit. Raises ``CheckpointError`` when the disk refuses.
+    """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with _cleaned_up(folder, temporary):
+        _empty(temporary).mkdir(parents=True)
         (temporary / "config.yaml").write_text(dump(absolute(config, context)), encoding="utf-8")
-        save_parts(model, temporary, stored_parts(model, config.model, context, trained))
         processor.save(temporary)
+        names = stored_parts(model, config.model, context, trained)
+        tensors: Written = {"parts.safetensors": _parts(model, temporary, names)}
         _write_json(temporary / "references.json", references(model, config.model, context, trained))
         if position is not None:
             (temporary / "state").mkdir()
             _write_json(temporary / "state" / "position.json", asdict(position))
         if optimizer is not None:
-            save_file(optimizer_tensors(optimizer), temporary / "state" / "optimizer.safetensors")
-        write_manifest(temporary)
-        for path in [*temporary.rglob("*"), temporary]:
-            _sync(path)
-        replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
-        if folder.exists():
-            folder.rename(replaced)
-        temporary.rename(folder)
-        _sync(folder.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except (OSError, SafetensorError) as error:
+            tensors[OPTIMIZER] = optimizer_tensors(optimizer), None
+    if copy:
+        tensors = {name: ({k: t.clone() for k, t in own.items()}, data) for name, (own, data) in tensors.items()}
+    return Pending(folder, temporary, tensors)
+
+
+def _empty(path: Path) -> Path:
+    """``path`` without what a killed save has left there: in a container every run has the same process id."""
+    shutil.rmtree(path, ignore_errors=True)
+    return path
+
+
+@contextmanager
+def _cleaned_up(folder: Path, temporary: Path) -> Iterator[None]:
+    """Turns what goes wrong in writing ``folder`` into a ``CheckpointError``, and removes ``temporary`` then."""
+    try:
+        yield
+    except Exception as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        # Python's and safetensors' own; tokenizers has no class for a disk that refuses, but says the system's number.
+        if not isinstance(error, (OSError, SafetensorError)) and "(os error " not in str(error):
+            raise
         raise CheckpointError(f"cannot write {folder}: {error}; checkpoints written before are untouched") from error
 
 
-def save_parts(model: MultimodalLM, folder: Path, names: Iterable[str]) -> None:
-    """Write the named parts: adapters to folders of their own, all others to ``parts.safetensors``."""
+def _parts(model: MultimodalLM, folder: Path, names: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Write the adapters among the named parts to folders of their own; the tensors of all others, with their metadata."""
     parts, wanted = model.parts(), set(names)
     adapters = {f"{part}.adapter": adapter for part, adapter in model.adapters().items()}
-    stored = sorted(wanted - adapters.keys())
-    tensors = {n: p.detach().cpu().contiguous() for part in stored for n, p in select(parts, part).items()}
-    save_file(tensors, folder / "parts.safetensors", metadata={"parts": json.dumps(stored)})
     for part in wanted & adapters.keys():
         adapters[part].save(folder / adapter_folder(part))
+    stored = sorted(wanted - adapters.keys())
+    tensors = {n: p.detach().cpu().contiguous() for part in stored for n, p in select(parts, part).items()}
+    return tensors, {"parts": json.dumps(stored)}
 
 
 def load_parts(model: MultimodalLM, folder: Path, processor: Processor | None = None) -> list[str]:
@@ -190,7 +254,9 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
-    """Put saved state back. Raises ``CheckpointError`` when it belongs to other parameters."""
+    """Put saved state back. Raises ``CheckpointError`` when there is none, or it belongs to other parameters."""
+    if not file.is_file():
+        raise CheckpointError(f"{file}: missing; without the optimizer's state the run would go on as another one")
     found = load_file(file)
     names = {name for group in optimizer.param_groups for name in group["names"]}
     stored = {key.rpartition("/")[0] for key in found}
@@ -233,11 +299,12 @@ def latest_valid(run_dir: Path) -> Path | None:
     return found[-1]
 
 
-def remove_old(run_dir: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints, and leftovers of interrupted saves. Call after a save is
-    complete.
+def remove_old(run_dir: Path, keep: int, every: int | None = None) -> None:
+    """Remove all but the newest ``keep`` checkpoints and the first one of each ``every`` steps of a stage, and leftovers of
+    interrupted saves. Call after a save is complete.
     """
-    for path in checkpoints(run_dir)[:-keep]:
+    found = checkpoints(run_dir)
+    for path in [path for path in found[:-keep] if not (every and _is_first(path, found, every))]:
         # Renamed first: a removal that is interrupted half-way must not leave a half folder under a valid name.
         path = path.rename(path.with_name(f".{path.name}.tmp"))
         shutil.rmtree(path, ignore_errors=True)
@@ -245,14 +312,32 @@ def remove_old(run_dir: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def _is_first(path: Path, found: Iterable[Path], every: int) -> bool:
+    """Whether a checkpoint is its stage's first at or after a multiple of ``every``. A save can come late: see
+    ``StageRun``.
+    """
+    stage, _, step = path.name.rpartition("-")
+    steps = [int(other.name.rpartition("-")[2]) for other in found if other.name.rpartition("-")[0] == stage]
+    return int(step) >= every and int(step) == min(other for other in steps if other // every == int(step) // every)
+
+
 def read_position(folder: Path) -> Position:
-    """The position of a checkpoint that can be resumed. Raises ``CheckpointError`` for a folder without one."""
+    """The position of a checkpoint that can be resumed. Raises ``CheckpointError`` for a folder without one, or with one that
+    this version does not understand.
+    """
     file = folder / "state" / "position.json"
     if not file.is_file():
         raise CheckpointError(
             f"{folder}: no state/position.json; this is a final model, training cannot be resumed from it"
         )
-    return Position(**read_json(file))
+    found = read_json(file)
+    needed = {f.name for f in fields(Position) if f.default is MISSING and f.default_factory is MISSING}
+    known = {f.name for f in fields(Position)}
+    if problems := [f"lacks {name!r}" for name in sorted(needed - found.keys())] + [
+        f"has {name!r}, which this version does not know" for name in sorted(found.keys() - known)
+    ]:
+        raise CheckpointError(f"{file} {', '.join(problems)}; resume with the version of mmllm that wrote it")
+    return Position(**found)
 
 
 def write_manifest(folder: Path) -> None:

@@ -40,7 +40,8 @@ class StepResult:
     of which it is the weighted sum (``text`` in nats per supervised token).
 
     ``step`` counts the stage's steps so far, this one included; ``lr`` is the stage's rate (parts may have their own);
-    ``updated`` is False when nothing was learned (non-finite); ``skipped`` counts bad samples by kind of error.
+    ``updated`` is False when nothing was learned (non-finite); ``skipped`` counts bad samples by kind of error; ``ids`` are
+    the samples in the order of the global batch, whatever the number of processes.
     """
 
     step: int
@@ -53,6 +54,7 @@ class StepResult:
     grad_norm: float
     updated: bool
     skipped: dict[str, int]
+    ids: list[str]
 
 
 class SummedLoss(nn.Module):
@@ -80,15 +82,15 @@ def run_steps(
     seed: int,
     skips: SkipLog,
     stopping: Callable[[], bool],
-    after: Callable[[StepResult, bool], None],
+    after: Callable[[StepResult, bool], bool],
 ) -> None:
     """Take ``steps`` of a stage of ``total``. ``model`` (a ``SummedLoss``) and ``optimizer`` are accelerate's.
 
     Loss of a step = over the stage's objectives, weight times sum of the terms of the whole global batch / their number
     (``text``: supervised tokens), whatever the number of processes and the size of micro-batches. ``after(result,
-    stop)`` is called behind every step on every process; with ``stop`` (some process answered ``stopping()``) the
-    loop ends. Raises ``TrainingError`` after ``NONFINITE_LIMIT`` steps in a row with a loss or gradient that is not
-    finite.
+    stop)`` is called behind every step on every process and answers whether the loop ends here; ``stop`` says that some
+    process answered ``stopping()``. Raises ``TrainingError`` after ``NONFINITE_LIMIT`` steps in a row with a loss or
+    gradient that is not finite.
     """
     from accelerate.utils import gather_object
 
@@ -132,12 +134,11 @@ def run_steps(
             optimizer.step()
         optimizer.zero_grad()
         counts = dict(Counter(gather_object(reasons))) if skipped else {}
-        lr = stage.lr * factor
-        after(
-            StepResult(data.step + 1, data.epoch, loss, means, tokens, samples, lr, norm, finite, counts),
+        lr, ids = stage.lr * factor, _global_ids(accelerator, data)
+        if after(
+            StepResult(data.step + 1, data.epoch, loss, means, tokens, samples, lr, norm, finite, counts, ids),
             stops > 0,
-        )
-        if stops:
+        ):
             return
 
 
@@ -154,6 +155,17 @@ def _count_skipped(data: StepData, skips: SkipLog) -> list[str]:
         for failure in skips.add(loaded):
             log.warning("skipped %s: %s", failure.where, failure.message)
     return [failure.reason for loaded in data.loaded for failure in loaded.failures]
+
+
+def _global_ids(accelerator: Accelerator, data: StepData) -> list[str]:
+    """The sample ids of the whole step. A global batch is dealt out one by one, so a process's n-th has its place in it."""
+    own = [loaded.encoded.id for loaded in data.loaded]
+    if accelerator.num_processes == 1:
+        return own
+    from accelerate.utils import gather_object
+
+    placed = gather_object([(place, accelerator.process_index, id) for place, id in enumerate(own)])
+    return [id for _, _, id in sorted(placed)]
 
 
 def _report_nonfinite(accelerator: Accelerator, data: StepData, losses: list[float], norm: float, times: int) -> None:

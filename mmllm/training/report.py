@@ -6,7 +6,7 @@ import json
 import platform
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -43,30 +43,57 @@ def check_trackers(names: list[str]) -> None:
             )
 
 
-class Metrics:
-    """``metrics.jsonl`` of a run: one object per optimizer step and evaluation, in order, without repetitions."""
+class StepLog:
+    """``metrics.jsonl`` of a run, one object per optimizer step and evaluation, or ``samples.jsonl``, the sample ids of every
+    step; in order, without repetitions.
+    """
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows so far; a last line cut short by a crash is left out."""
-        rows = []
-        for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else []:
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
-        return rows
+        return [row for row, _ in self.lines()]
+
+    def lines(self) -> Iterator[tuple[dict[str, Any], str]]:
+        """The same one by one, each with its text."""
+        if not self.file.is_file():
+            return
+        with self.file.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    yield json.loads(line), line.rstrip("\n") + "\n"
+                except json.JSONDecodeError:
+                    return
 
     def rewind(self, keep: Mapping[str, float]) -> None:
         """Forget what lies beyond the checkpoint that a run resumes from: ``keep[stage]`` is the last step to keep."""
-        rows = [row for row in self.rows() if row["step"] <= keep.get(row["stage"], -1)]
-        self.file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        kept = (line for row, line in self.lines() if row["step"] <= keep.get(row["stage"], -1))
+        write_whole(self.file, kept)
 
     def add(self, row: Mapping[str, Any]) -> None:
-        with self.file.open("a", encoding="utf-8") as file:
+        """Append a row. Raises ``TrainingError`` when the disk refuses."""
+        with _naming(self.file), self.file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def write_whole(file: Path, lines: Iterable[str]) -> None:
+    """Write a file of a run so that it is there as it was, or as it is to be. Raises ``TrainingError`` when the disk refuses."""
+    temporary = file.with_name(f".{file.name}.tmp")
+    with _naming(file):
+        with temporary.open("w", encoding="utf-8") as new:
+            new.writelines(lines)
+        temporary.replace(file)
+
+
+@contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """An error of writing ``file`` with its name, which the system's own lacks."""
+    try:
+        yield
+    except OSError as error:
+        text = "checkpoints written before are untouched; make room and go on with --resume"
+        raise TrainingError(f"cannot write {file}: {error.strerror}; {text}") from error
 
 
 class Reporter:
@@ -76,7 +103,7 @@ class Reporter:
         self.accelerator, self.folder = accelerator, folder
         self.main: bool = accelerator.is_main_process
         self.console = Console(quiet=not self.main)
-        self.metrics = Metrics(folder / "metrics.jsonl")
+        self.metrics, self.samples = StepLog(folder / "metrics.jsonl"), StepLog(folder / "samples.jsonl")
         self._bar: Progress | None = None
         self._total, self._started, self._first, self._spoken = 0, 0.0, 0, 0.0
         self._drawn = time.monotonic()
@@ -95,10 +122,17 @@ class Reporter:
         if self.main:
             self.metrics.add({"stage": stage, **row})
 
-    def step(self, stage: str, row: Mapping[str, Any]) -> None:
-        """Record one optimizer step."""
+    def rewind(self, keep: Mapping[str, float]) -> None:
+        """Forget the steps beyond the checkpoint that the run resumes from: see ``StepLog.rewind``."""
+        if self.main:
+            self.metrics.rewind(keep)
+            self.samples.rewind(keep)
+
+    def step(self, stage: str, row: Mapping[str, Any], ids: Sequence[str]) -> None:
+        """Record one optimizer step and the samples that it learned from."""
         if not self.main:
             return
+        self.samples.add({"stage": stage, "step": row["step"], "ids": ids})
         self.metrics.add({"stage": stage, **row})
         numbers = ("epoch", "loss", "tokens", "samples", "lr", "grad_norm", "seconds")
         self.accelerator.log({f"{stage}/{key}": row[key] for key in numbers}, step=row["step"])
@@ -124,6 +158,14 @@ class Reporter:
             self.say(f"{stage}  step {row['step']}  evaluation loss {row['eval_loss']:.4f}")
         for question, expected, answered in row.get("replies", []):
             self.say(f"  {question!r}\n    expected {expected!r}\n    answered {answered!r}")
+
+    def rollback(self, stage: str, step: int, to: int) -> None:
+        """Record that the loss leapt at ``step``, so that the weights are again those after step ``to``."""
+        if self.main:
+            self.metrics.add({"stage": stage, "step": step, "rolled_back_to": to})
+            self.say(
+                f"{stage}  step {step}  the loss leapt; back to the weights of step {to}, and on behind step {step}"
+            )
 
     def draw(self, every: float = 0.0) -> None:
         """Draw ``loss.png``, unless that was done within the last ``every`` seconds (the run's beginning counts)."""
@@ -195,9 +237,10 @@ def write_summary(folder: Path, rows: list[dict[str, Any]], accelerator: Acceler
         f"{accelerator.num_processes} process(es), {accelerator.device.type}, {config.precision}, seed {config.seed}. "
         f"Steps took {duration(total)} in all.",
         "",
-        "`loss.png` shows the losses, `metrics.jsonl` holds every step, `config.yaml` the resolved configuration.",
+        "`loss.png` shows the losses, `metrics.jsonl` holds every step, `samples.jsonl` the samples of each, `config.yaml` the "
+        "resolved configuration, `data.json` the data files with their hashes, `environment.json` all versions.",
     ]
-    (folder / "run.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write_whole(folder / "run.md", [f"{line}\n" for line in lines])
     return total
 
 
@@ -213,6 +256,10 @@ def _stage_summary(name: str, rows: list[dict[str, Any]], seconds: float) -> lis
         lines.append(
             f"{len(steps)} steps, {steps[-1]['epoch']:.2f} epochs, {sum(row['samples'] for row in steps):,} samples, "
             f"{duration(seconds)}. Loss {steps[0]['loss']:.4f} at the first step, {steps[-1]['loss']:.4f} at the last."
+        )
+    for row in (row for row in rows if "rolled_back_to" in row):
+        lines.append(
+            f"The loss leapt at step {row['step']}: back to step {row['rolled_back_to']}, and on behind the leap."
         )
     lines += [f"Skipped samples: {', '.join(f'{n} x {reason}' for reason, n in skipped.items()) or 'none'}.", ""]
     if evaluations:

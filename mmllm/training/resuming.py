@@ -18,7 +18,7 @@ from mmllm.training.references import pinned
 # What may change between a checkpoint and its resumption: where and how often things are written, and how a global
 # batch is cut up (which changes rounding and, where trained parts have dropout, its draws; not the loss). Stages that
 # have not begun may change altogether.
-HARMLESS_RUN = {"output", "trackers", "keep_last", "compile", "short_cuts", "cache"}
+HARMLESS_RUN = {"output", "trackers", "keep_last", "keep_every", "save_async", "compile", "short_cuts", "cache"}
 HARMLESS_STAGE = {
     "eval_data", "eval_every", "save_every", "samples", "num_workers", "max_skipped",
     "batching", "micro_batch_size", "micro_batch_tokens", "micro_batch_media", "gradient_checkpointing",

@@ -18,8 +18,10 @@ from mmllm.errors import ConfigError, TrainingError
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
 from mmllm.training import checkpoint, resuming
+from mmllm.training.records import record_start
 from mmllm.training.references import check_references, pinned
 from mmllm.training.report import Reporter, check_trackers, duration, write_summary
+from mmllm.training.saving import Saver
 from mmllm.training.stage_run import Run, StageRun
 from mmllm.training.stages import set_dtypes
 
@@ -98,7 +100,8 @@ def open_run(
     if config.short_cuts:
         model.backbone.take_short_cuts()
     _keep_text_conditions(config, model, folder, accelerator.num_processes)
-    run = Run(config, context, accelerator, model, processor, folder, Reporter(accelerator, folder))
+    saver = Saver(asynchronous=config.save_async)
+    run = Run(config, context, accelerator, model, processor, folder, Reporter(accelerator, folder), saver)
     source = newest or start_from
     if source is not None:
         source = source / "final" if (source / "final").is_dir() else source
@@ -108,20 +111,24 @@ def open_run(
         run.position = checkpoint.read_position(newest)
     if accelerator.is_main_process:
         (folder / "config.yaml").write_text(dump(checkpoint.absolute(config, context)), encoding="utf-8")
-        run.reporter.metrics.rewind(resuming.rows_to_keep(config, chosen, run.position))
+        record_start(folder, accelerator, config, source)
+    run.reporter.rewind(resuming.rows_to_keep(config, chosen, run.position))
     accelerator.init_trackers("mmllm")
     accelerator.wait_for_everyone()
     return run
 
 
-def train_stage(run: Run, stage: StageConfig) -> None:
+def train_stage(run: Run, stage: StageConfig, until: int | None = None) -> None:
     """Train one stage from the run's present weights and leave a checkpoint at its end. A stage already done is passed
-    over.
+    over. With ``until`` it ends behind that step, if that is earlier.
     """
     if resuming.is_done(run.config, run.position, stage):
         run.reporter.say(f"stage {stage.name}: done already")
         return
-    StageRun(run, stage).run()
+    try:
+        StageRun(run, stage).run(until)
+    finally:
+        run.saver.wait()
 
 
 def finish(run: Run) -> Path:

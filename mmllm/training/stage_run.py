@@ -7,17 +7,19 @@ import math
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 from mmllm.config.base import BuildContext
 from mmllm.config.pieces import split
 from mmllm.config.run import RunConfig, StageConfig
 from mmllm.data.dataset import SkipLog, open_stage
 from mmllm.data.mixture import StageData
-from mmllm.errors import CheckpointError, TrainingError
+from mmllm.errors import CheckpointError, TrainingError, brief
 from mmllm.model import MultimodalLM
 from mmllm.processing.captions import caption_readers
 from mmllm.processing.processor import Processor
@@ -28,7 +30,10 @@ from mmllm.training.loop import StepResult, SummedLoss, evaluate, run_steps
 from mmllm.training.micro_batches import batching_of
 from mmllm.training.optimizer import build_optimizer
 from mmllm.training.preview import sample_replies
+from mmllm.training.records import record_data
 from mmllm.training.report import DRAW_EVERY, Reporter, table, write_summary
+from mmllm.training.saving import Saver
+from mmllm.training.spikes import SpikeWatch
 from mmllm.training.stages import FrozenSnapshot, check_finite, check_modalities, freeze, part_rows, resolve
 
 if TYPE_CHECKING:
@@ -50,6 +55,7 @@ class Run:
     processor: Processor
     folder: Path
     reporter: Reporter
+    saver: Saver
     trained: list[str] = field(default_factory=list)
     position: Position | None = None
 
@@ -81,34 +87,52 @@ class StageRun:
         if rows is not None and any(part.name == "backbone.new_tokens" for part in self.parts):
             optimizer.register_step_post_hook(lambda *_: rows.keep_norms(*model.backbone.tables()))
         self.wrapped, self.optimizer = accelerator.prepare(SummedLoss(model, stage.objectives), optimizer)
-        self.done, self.stopped = 0, False
+        self.done, self.stopped, self.leapt = 0, False, False
         self.due, self.without_loss = False, 0  # a save is due; steps in a row until now without a finite loss
+        self.spikes = SpikeWatch(stage.spike)
+        self.saved: int | None = None  # the step of the stage's newest checkpoint
         if run.position is not None and run.position.stage == stage.name:
+            if run.position.data != self.data.fingerprint():
+                raise CheckpointError(
+                    f"stage {stage.name!r}: its data files are not the checkpoint's (content, rows or weights differ); "
+                    "bring them back to resume, or start a new run from the checkpoint's weights"
+                )
+            if missing := [p.name for p in self.parts if not {p.name, split(p.name)[0]} & {*run.trained}]:
+                raise CheckpointError(f"the checkpoint of stage {stage.name!r} does not hold {', '.join(missing)}")
             self._restore(run.position)
+            self.done = run.position.step
         names = dict.fromkeys([*run.trained, *(part.name for part in self.parts)])
         whole = [name for name in model.parts() if name in names]
         run.trained = whole + [name for name in names if split(name)[0] not in whole]
         self.clock = time.monotonic()
 
-    def run(self) -> None:
-        """All remaining steps, then the checkpoint of the stage's end. Raises ``SystemExit`` after a signal."""
+    def run(self, until: int | None = None) -> None:
+        """All remaining steps, or those up to step ``until``; then the checkpoint of the stage's end. Raises ``SystemExit``
+        after a signal.
+        """
         run, stage, accelerator = self.shared, self.stage, self.shared.accelerator
         self._announce()
         snapshot = FrozenSnapshot(run.model) if accelerator.is_main_process else None
+        skips, last = SkipLog(stage.max_skipped), len(self.steps) if until is None else until
         with StopSignals() as stopping, run.reporter.stage(stage.name, self.done, len(self.steps)):
-            run_steps(
-                accelerator,
-                self.wrapped,
-                self.optimizer,
-                self.parts,
-                stage,
-                loader(self.steps, range(self.done, len(self.steps)), stage.num_workers),
-                total=len(self.steps),
-                seed=run.config.seed,
-                skips=SkipLog(stage.max_skipped),
-                stopping=stopping,
-                after=self._after,
-            )
+            while True:
+                with _named_deaths():
+                    run_steps(
+                        accelerator,
+                        self.wrapped,
+                        self.optimizer,
+                        self.parts,
+                        stage,
+                        loader(self.steps, range(self.done, last), stage.num_workers),
+                        total=len(self.steps),
+                        seed=run.config.seed,
+                        skips=skips,
+                        stopping=stopping,
+                        after=self._after,
+                    )
+                if not self.leapt:
+                    break
+                self._roll_back()
         if snapshot is not None:
             snapshot.check(run.model)
         if self.done == len(self.steps):
@@ -119,20 +143,28 @@ class StageRun:
                 )
             self._save(stage_done=True)
         if self.stopped:
+            run.saver.wait()
             accelerator.end_training()
             raise SystemExit(stopping.exit_code)
         if stage.gradient_checkpointing:
             run.model.backbone.model.gradient_checkpointing_disable()  # type: ignore[operator]
         accelerator.free_memory()  # forgets this stage's optimizer
 
-    def _after(self, result: StepResult, stop: bool) -> None:
+    def _after(self, result: StepResult, stop: bool) -> bool:
+        """What comes behind a step; whether the loop ends here."""
         stage, self.done, self.stopped = self.stage, result.step, stop
         now = time.monotonic()
-        self.shared.reporter.step(stage.name, {**asdict(result), "seconds": round(now - self.clock, 4)})
+        row = asdict(result)
+        ids = row.pop("ids")
+        self.shared.reporter.step(stage.name, {**row, "seconds": round(now - self.clock, 4)}, ids)
+        self.leapt = result.updated and self.spikes(result.loss) and self._can_go_back(stop)
+        if self.leapt:
+            return True
         last = self.done == len(self.steps)
         if last or (stage.eval_every and self.done % stage.eval_every == 0):
             self._evaluate()
-        self.due |= stop or bool(stage.save_every and self.done % stage.save_every == 0)
+        every = [stage.save_every, self.shared.config.keep_every]
+        self.due |= stop or any(self.done % number == 0 for number in every if number)
         self.without_loss = 0 if math.isfinite(result.loss) else self.without_loss + 1
         if self.due and not last:
             # Weights that give no finite loss may be beyond repair: the checkpoint waits for a step that learned.
@@ -141,6 +173,28 @@ class StageRun:
             elif stop:
                 log.warning("step %d learned nothing, so it was not saved; --resume goes on before it", self.done)
         self.clock = time.monotonic()
+        return stop
+
+    def _can_go_back(self, stop: bool) -> bool:
+        if self.saved is None:
+            log.warning("there is no checkpoint of stage %r to go back to yet, so it goes on", self.stage.name)
+        return self.saved is not None and not stop
+
+    def _roll_back(self) -> None:
+        """Back to the weights and optimizer of the newest checkpoint; the steps since then are passed over."""
+        run, leapt_at = self.shared, self.done
+        if run.accelerator.is_main_process:
+            run.saver.wait()
+        run.accelerator.wait_for_everyone()
+        folder = self._checkpoint(cast(int, self.saved))
+        checkpoint.load_parts(run.model, folder)
+        before = checkpoint.read_position(folder)
+        self._restore(before)
+        self.spikes.rollbacks += 1
+        self.leapt = self.due = False
+        run.reporter.rollback(self.stage.name, leapt_at, before.step)
+        if leapt_at == len(self.steps):
+            self._evaluate()
 
     def _evaluate(self) -> None:
         run, stage = self.shared, self.stage
@@ -158,40 +212,40 @@ class StageRun:
     def _save(self, *, stage_done: bool) -> None:
         run, accelerator = self.shared, self.shared.accelerator
         check_finite(self.parts)
-        self.due = False
+        self.due, self.saved = False, self.done
         if accelerator.is_main_process:
+            run.saver.wait()  # before there are two copies in memory
             scaler = {} if accelerator.scaler is None else accelerator.scaler.state_dict()
-            position = Position(self.stage.name, self.done, stage_done, self.data.fingerprint(), scaler)
-            folder = run.folder / "checkpoints" / checkpoint.checkpoint_name(self.index, self.stage.name, self.done)
-            checkpoint.save(
-                folder,
+            data, spikes = self.data.fingerprint(), self.spikes.state()
+            pending = checkpoint.prepare(
+                self._checkpoint(self.done),
                 run.model,
                 run.processor,
                 run.config,
                 run.context,
                 run.trained,
-                position=position,
+                position=Position(self.stage.name, self.done, stage_done, data, scaler, spikes),
                 optimizer=self.optimizer.optimizer,
+                copy=run.saver.asynchronous,
             )
-            checkpoint.remove_old(run.folder, run.config.keep_last)
+            keep = run.config.keep_last, run.config.keep_every
+            run.saver.commit(pending, lambda: checkpoint.remove_old(run.folder, *keep))
             write_summary(run.folder, run.reporter.metrics.rows(), accelerator, run.config)
             run.reporter.draw(DRAW_EVERY)
         accelerator.wait_for_everyone()
 
+    def _checkpoint(self, step: int) -> Path:
+        name = checkpoint.checkpoint_name(self.index, self.stage.name, step)
+        return self.shared.folder / "checkpoints" / name
+
     def _restore(self, position: Position) -> None:
-        run = self.shared
-        if position.data != self.data.fingerprint():
-            raise CheckpointError(
-                f"stage {self.stage.name!r}: its data files are not the checkpoint's (content, rows or weights differ); "
-                "bring them back to resume, or start a new run from the checkpoint's weights"
-            )
-        name = checkpoint.checkpoint_name(self.index, position.stage, position.step)
-        checkpoint.load_optimizer(
-            self.optimizer.optimizer, run.folder / "checkpoints" / name / "state" / "optimizer.safetensors"
-        )
-        if position.scaler and run.accelerator.scaler is not None:
-            run.accelerator.scaler.load_state_dict(position.scaler)
-        self.done = position.step
+        """Put back what belongs to the weights after ``position.step`` steps, whose checkpoint is there."""
+        file = self._checkpoint(position.step) / checkpoint.OPTIMIZER
+        checkpoint.load_optimizer(self.optimizer.optimizer, file)
+        if position.scaler and self.shared.accelerator.scaler is not None:
+            self.shared.accelerator.scaler.load_state_dict(position.scaler)
+        self.spikes.restore(position.spikes)
+        self.saved = position.step
 
     def _announce(self) -> None:
         rows = part_rows(self.shared.model, self.parts)
@@ -206,8 +260,24 @@ class StageRun:
         reporter.say(
             f"stage {self.stage.name}: {plan}, batches of {self.stage.batch_size} samples, {self.steps.batching}"
         )
+        if reporter.main:
+            record_data(self.shared.folder, self.stage.name, self.data, self.eval_data)
         if self.done == 0:
             reporter.begin(self.stage.name, {"step": 0, "parts": rows, "data": sources, "total": len(self.steps)})
+
+
+@contextmanager
+def _named_deaths() -> Iterator[None]:
+    """A data worker that was killed, as an error that says what to do; torch's own names a process number."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        raise TrainingError(
+            f"{brief(error)}. A data worker died, mostly because memory was full (lower num_workers or batch_size, or give more "
+            "shared memory); --resume goes on from the last checkpoint"
+        ) from error
 
 
 class StopSignals:

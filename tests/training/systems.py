@@ -7,13 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import soundfile
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
 
 from mmllm.config.base import BuildContext
 from mmllm.config.load import load
 from mmllm.config.run import RunConfig
+from mmllm.processing.batch import Batch
+from mmllm.training import checkpoint
+from mmllm.training.loop import SummedLoss
 
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
 MODEL: dict[str, Any] = {
@@ -130,3 +136,44 @@ def rows(folder: Path, key: str = "loss") -> list[dict[str, Any]]:
     """The rows of a run's metrics that have ``key``; ``folder`` is what ``system`` was given."""
     lines = (folder / "run" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [row for row in map(json.loads, lines) if key in row]
+
+
+class Killed(BaseException):
+    """Stands for a power cut: nothing in the code catches it."""
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
+    """Let the process 'die' in the ``calls``-th forward pass (micro-batch) of the run."""
+    forward, count = SummedLoss.forward, 0
+
+    def counting(self: SummedLoss, batch: Batch) -> dict[str, Tensor]:
+        nonlocal count
+        count += 1
+        if count == calls:
+            raise Killed
+        return forward(self, batch)
+
+    monkeypatch.setattr(SummedLoss, "forward", counting)
+
+
+def final_state(run: Path) -> dict[str, bytes]:
+    """All weights and optimizer tensors at the end of a run, as bytes; ``run`` is its folder."""
+    newest = checkpoint.checkpoints(run)[-1]
+    files = [*newest.rglob("*.safetensors"), *(run / "final").rglob("*.safetensors")]
+    return {
+        f"{file.relative_to(run)}:{name}": tensor.numpy().tobytes()
+        for file in files
+        for name, tensor in load_file(file).items()
+    }
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """All rows that a run has logged, sample ids included, without what depends on the clock."""
+    files = (run / "metrics.jsonl", run / "samples.jsonl")
+    found = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in found]
+
+
+def step_ids(run: Path) -> list[list[str]]:
+    """The sample ids of every step, as logged."""
+    return [json.loads(line)["ids"] for line in (run / "samples.jsonl").read_text(encoding="utf-8").splitlines()]

@@ -11,7 +11,7 @@ import systems
 from PIL import Image
 
 from mmllm.errors import TrainingError
-from mmllm.training.report import Metrics, check_trackers, duration, smooth
+from mmllm.training.report import StepLog, check_trackers, duration, smooth
 from mmllm.training.run import train
 
 DATA = [{"reader": {"kind": "messages", "path": "data.jsonl"}}]
@@ -61,7 +61,7 @@ def test_unknown_and_missing_trackers_are_refused(monkeypatch: pytest.MonkeyPatc
 
 
 def test_metrics_forget_what_lies_beyond_the_checkpoint(tmp_path: Path) -> None:
-    metrics = Metrics(tmp_path / "metrics.jsonl")
+    metrics = StepLog(tmp_path / "metrics.jsonl")
     rows: list[dict[str, Any]] = [{"stage": s, "step": i} for s in ("a", "b") for i in range(4)]
     for row in rows:
         metrics.add(row)

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import systems
-from safetensors.torch import load_file
 
 from mmllm.config.base import BuildContext
 from mmllm.config.load import load
 from mmllm.config.run import RunConfig
 from mmllm.errors import CheckpointError, TrainingError
-from mmllm.training import checkpoint
 from mmllm.training.run import train
 
 # 17 samples in batches of 4: steps 1-5 are epoch one, 6-10 epoch two, then the second stage. The adapter has dropout.
@@ -28,49 +20,12 @@ STAGES = (
 )
 
 
-class Killed(BaseException):
-    """Stands for a power cut: nothing in the code catches it."""
-
-
-def final_state(folder: Path) -> dict[str, bytes]:
-    """All weights and optimizer tensors at the end of a run, as bytes."""
-    newest = checkpoint.checkpoints(folder)[-1]
-    files = [*newest.rglob("*.safetensors"), *(folder / "final").rglob("*.safetensors")]
-    return {
-        f"{file.relative_to(folder)}:{name}": tensor.numpy().tobytes()
-        for file in files
-        for name, tensor in load_file(file).items()
-    }
-
-
-def metrics(folder: Path) -> list[dict[str, object]]:
-    """All rows, without what depends on the clock."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     config, context = systems.system(folder, *STAGES, keep_last=50)
     train(config, context)
     return folder / "run"
-
-
-def kill_after(monkeypatch: pytest.MonkeyPatch, calls: int) -> None:
-    """Let the process 'die' in the ``calls``-th forward pass (micro-batch) of the run."""
-    from mmllm.training.loop import SummedLoss
-
-    forward, count = SummedLoss.forward, 0
-
-    def counting(self: SummedLoss, batch: object) -> object:
-        nonlocal count
-        count += 1
-        if count == calls:
-            raise Killed
-        return forward(self, batch)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(SummedLoss, "forward", counting)
 
 
 # Two micro-batches per step, one in the last step of an epoch (a single sample): 9 an epoch, 18 in the first stage.
@@ -92,35 +47,20 @@ def test_a_killed_run_resumes_bit_for_bit(
     """Projector and LoRA runs alike (LLaVA #901 #1164); the ids of the samples too (transformers #40691)."""
     config, context = systems.system(tmp_path, *STAGES, keep_last=50)
     with monkeypatch.context() as patch:
-        kill_after(patch, forward)
-        with pytest.raises(Killed):
+        systems.kill_after(patch, forward)
+        with pytest.raises(systems.Killed):
             train(config, context)
     train(config, context, resume=True)
-    assert final_state(tmp_path / "run") == final_state(uninterrupted)
-    assert metrics(tmp_path / "run") == metrics(uninterrupted)
-
-
-def test_kill_minus_nine(uninterrupted: Path, tmp_path: Path) -> None:
-    """A real SIGKILL, and a resumption by the command line in another process."""
-    systems.write_config(tmp_path, *STAGES, keep_last=50)
-    program = "import sys; from mmllm.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", program, "train", str(tmp_path / "config.yaml")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "7"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-    while len(checkpoint.checkpoints(tmp_path / "run")) < 3 and process.poll() is None:
-        time.sleep(0.02)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    subprocess.run([*command, "--resume"], env=environment, check=True, stdout=subprocess.DEVNULL)
-    assert final_state(tmp_path / "run") == final_state(uninterrupted)
+    assert systems.final_state(tmp_path / "run") == systems.final_state(uninterrupted)
+    assert systems.metrics(tmp_path / "run") == systems.metrics(uninterrupted)
 
 
 def resumable(folder: Path, *overrides: str) -> tuple[RunConfig, BuildContext]:
     """A run of the first stage stopped after two steps; its configuration with ``overrides``."""
     config, context = systems.system(folder, systems.stage(save_every=1))
     with pytest.MonkeyPatch.context() as patch:
-        kill_after(patch, 5)
-        with pytest.raises(Killed):
+        systems.kill_after(patch, 5)
+        with pytest.raises(systems.Killed):
             train(config, context)
     return load(folder / "config.yaml", overrides), context
 
@@ -165,10 +105,10 @@ def test_later_stages_wait_for_an_unfinished_one(tmp_path: Path) -> None:
 
 
 def test_resuming_a_finished_run_changes_nothing(uninterrupted: Path, tmp_path: Path) -> None:
-    before = final_state(uninterrupted), metrics(uninterrupted)
+    before = systems.final_state(uninterrupted), systems.metrics(uninterrupted)
     config = load(uninterrupted.parent / "config.yaml")
     train(config, BuildContext(root=uninterrupted.parent), resume=True)
-    assert (final_state(uninterrupted), metrics(uninterrupted)) == before
+    assert (systems.final_state(uninterrupted), systems.metrics(uninterrupted)) == before
 
 
 def test_an_unknown_stage_is_named(tmp_path: Path) -> None:
