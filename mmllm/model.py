@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from mmllm.adapters.blocks import find_blocks
 from mmllm.aligning import align, prompt, zero_of
 from mmllm.backbones.base import Backbone
+from mmllm.cache.media import CachedBatch, MediaCache
 from mmllm.config.base import BuildContext, problems_at
 from mmllm.config.families import FusionConfig, TokenGroup
 from mmllm.config.pieces import part_of
@@ -48,9 +49,14 @@ class Input(nn.Module):
         self.fusion: Fusion | None = None
         self.alignment: Blip2Alignment | None = None
         self.prompt: PFormer | None = None
+        self.cache: MediaCache | None = None  # a stage's, of the features of a frozen encoder
 
-    def features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The encoder's features ``(N, S, D)`` and mask ``(N, S)`` of N media items."""
+    def features(self, batch: dict[str, Tensor], cached: CachedBatch | None = None) -> tuple[Tensor, Tensor]:
+        """The encoder's features ``(N, S, D)`` and mask ``(N, S)`` of N media items; with ``cached`` the ``batch`` are those
+        that are missing in it.
+        """
+        if cached is not None and self.cache is not None:
+            return self.cache.features(cached, lambda: self.features(batch))
         # A frozen encoder leaves no graph behind: nothing of it would be used.
         with torch.set_grad_enabled(
             torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
@@ -58,9 +64,11 @@ class Input(nn.Module):
             features, mask = self.encoder(batch)
         return features, mask
 
-    def forward(self, batch: dict[str, Tensor], layouts: Tensor | None = None) -> Tensor:
+    def forward(
+        self, batch: dict[str, Tensor], layouts: Tensor | None = None, cached: CachedBatch | None = None
+    ) -> Tensor:
         """Backbone embeddings ``(N, Q, D_llm)`` of N media items; ``layouts (N, K)`` for a projector that asks for them."""
-        return self.project(*self.features(batch), layouts)
+        return self.project(*self.features(batch, cached), layouts)
 
     def project(self, features: Tensor, mask: Tensor, layouts: Tensor | None = None) -> Tensor:
         """Backbone embeddings ``(N, Q, D_llm)`` of N media items' features ``(N, S, D)`` with their mask, and layouts."""
@@ -264,7 +272,7 @@ class MultimodalLM(nn.Module):
 
     def encode(self, media: Mapping[str, MediaBatch]) -> dict[str, Tensor]:
         """Backbone embeddings ``(N, Q, D_llm)`` per modality present: one encoder call each."""
-        return {name: self.inputs[name](batch.inputs, batch.layouts) for name, batch in media.items()}
+        return {name: self.inputs[name](batch.inputs, batch.layouts, batch.cached) for name, batch in media.items()}
 
     def splice(
         self, ids: Tensor, media: Mapping[str, MediaBatch], encoded: Mapping[str, Tensor] | None = None
@@ -319,7 +327,7 @@ class MultimodalLM(nn.Module):
         aligning = any(name in objectives for name in ALIGNING)
         inputs = cast("Mapping[str, Input]", dict(self.inputs.items()))
         # Encoders and projectors run once, whatever is made of what they give.
-        seen = {n: inputs[n].features(m.inputs) for n, m in batch.media.items()} if aligning or rest else {}
+        seen = {n: inputs[n].features(m.inputs, m.cached) for n, m in batch.media.items()} if aligning or rest else {}
         wanted = seen if "alignment" in objectives or rest else {}
         embeddings = {n: inputs[n].project(*found, batch.media[n].layouts) for n, found in wanted.items()}
         sums: dict[str, Tensor] = {}

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmllm.cache.media import CachedBatch, Known
+
 OBJECTIVES = (
     "text", "condition", "denoise", "contrastive", "decision",
     "itc", "itm", "itg", "alignment", "reconstruction", "self_contrastive", "quantization",
@@ -21,6 +23,7 @@ class Span:
 
     ``layout`` is how the encoder's features lie, where the projector asks for it; ``caption`` what the assistant says to it,
     where it is alone of its modality in its message.
+    With a cache of features ``known`` is what was found in it, and ``item`` is empty.
     A ``fused`` one takes no tokens beside its markers; its features are seen from the first marker on, ``start - 1``.
     """
 
@@ -31,6 +34,7 @@ class Span:
     layout: tuple[int, ...] | None = None
     caption: str | None = None
     fused: bool = False
+    known: Known | None = None
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,8 @@ class MediaBatch:
     ``inputs`` is what the encoder takes. Row ``sources[i]`` of the projector's output, seen as ``(N * Q, D_llm)``, belongs
     at row ``positions[i]`` of the token embeddings, seen as ``(B * T, D_llm)``. ``width`` is Q. ``layouts (N, K)`` are the
     items' layouts where the projector asks for them. Of fused media none has a row: ``fused (N, 3)`` are row, first column that
-    sees it, and number of features of each.
+    sees it, and number of features of each. With a cache of features ``inputs`` are those of the items that are not ``cached``
+    only.
     """
 
     inputs: dict[str, Tensor]
@@ -95,11 +100,13 @@ class MediaBatch:
     width: int
     layouts: Tensor | None = None
     fused: Tensor | None = None
+    cached: CachedBatch | None = None
 
     def to(self, device: torch.device | str) -> MediaBatch:
         inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
         layouts, fused = (None if t is None else t.to(device) for t in (self.layouts, self.fused))
-        return MediaBatch(inputs, self.positions.to(device), self.sources.to(device), self.width, layouts, fused)
+        cached = None if self.cached is None else self.cached.to(device)
+        return MediaBatch(inputs, self.positions.to(device), self.sources.to(device), self.width, layouts, fused, cached)
 
 
 @dataclass

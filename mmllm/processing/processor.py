@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mmllm.cache.media import CachedBatch, Facts, Known, MediaCache, Told
 from mmllm.config.base import BuildContext, problems_at
-from mmllm.config.families import outputs_of
+from mmllm.config.families import Gridded, Membered, outputs_of
 from mmllm.errors import ConfigError, DataError, MediaError, SampleTooLong
 from mmllm.processing.audio import decode_audio
 from mmllm.processing.batch import Batch, CodeBatch, Encoded, Made, MadeBatch, MediaBatch, Span
@@ -126,6 +127,7 @@ class Processor:
         self.vocab_rows = vocab_rows
         self._targets = self._shown = False
         self._captions: dict[str, CaptionReader] = {}
+        self._caches: dict[str, MediaCache] = {}
         # mmllm's own tokens, from `vocab_rows` on. Those that the backbone writes come first, since they alone have rows in
         # the head; placeholders last: they need no embedding row.
         self.signals: dict[str, Signals] = {}
@@ -196,6 +198,14 @@ class Processor:
         other._captions = dict(readers)
         return other
 
+    def reading_caches(self, caches: Mapping[str, MediaCache]) -> Processor:
+        """This processor, looking media up in ``caches``, by their part (``inputs.image``, ``outputs.image``), before it
+        decodes them. Its batches are to go through ``complete``.
+        """
+        other = copy(self)
+        other._caches = dict(caches)
+        return other
+
     def encode_sample(self, sample: Sample, max_length: int) -> Encoded:
         """Token ids and labels of a training conversation.
 
@@ -263,12 +273,15 @@ class Processor:
                 encoded.ids.extend(signals.ids)
                 encoded.supervised.extend([not generation_prompt] * signals.count)
                 continue
-            modality, item = self.modalities[part.type], self.load(part, root)
+            modality, known = self.modalities[part.type], self._known(part, root)
+            item = self.load(part, root) if known is None else {}
+            asked: Any = modality.preprocessor if known is None else Told(known.facts)
             path = f"model.inputs.{part.type}.projector"
-            count, layout = outputs_of(modality.projector, modality.preprocessor, item, path)
+            count, layout = outputs_of(modality.projector, asked, item, path)
             start, end = ([m] for m in modality.markers) if modality.markers else ([], [])
             place, width = len(encoded.ids) + len(start), 0 if modality.fused else count
-            encoded.spans.append(Span(part.type, place, count, item, layout, captions[piece.media], modality.fused))
+            said = captions[piece.media]
+            encoded.spans.append(Span(part.type, place, count, item, layout, said, modality.fused, known))
             encoded.ids.extend(start + [modality.placeholder] * width + end)
             encoded.supervised.extend([False] * (len(encoded.ids) - len(encoded.supervised)))
         return encoded
@@ -288,12 +301,28 @@ class Processor:
         target = signals.target
         if target is None or (part.value is None and not signals.group.free):
             return None
-        return target(self._decoded(part, root, target.media, target.decode_options))
+        return target(self._decoded(part, self._read(part, root), target.media, target.decode_options))
 
     def load(self, part: Part, root: Path | None) -> dict[str, Tensor]:
         """What the encoder of ``part.type`` takes of a medium, without a batch axis. Raises ``MediaError``."""
+        return self._prepared(part, self._read(part, root))
+
+    def _known(self, part: Part, root: Path | None) -> Known | None:
+        """A medium in the cache of its encoder's features, prepared where it is not yet there; None without a cache."""
+        if (cache := self._caches.get(f"inputs.{part.type}")) is None:
+            return None
         preprocessor = self.modalities[part.type].preprocessor
-        decoded = self._decoded(part, root, preprocessor.media, preprocessor.decode_options)
+
+        def facts(item: dict[str, Tensor]) -> Facts:
+            grid = preprocessor.grid(item) if isinstance(preprocessor, Gridded) else None
+            members = preprocessor.members(item) if isinstance(preprocessor, Membered) else None
+            return Facts(preprocessor.num_tokens(item), grid, members)
+
+        return cache.find(self._read(part, root), lambda data: self._prepared(part, data), facts)
+
+    def _prepared(self, part: Part, data: bytes) -> dict[str, Tensor]:
+        preprocessor = self.modalities[part.type].preprocessor
+        decoded = self._decoded(part, data, preprocessor.media, preprocessor.decode_options)
         try:
             # Samples of replies are drawn inside a training run's autocast; what is prepared must not depend on that.
             with torch.autocast("cpu", enabled=False):
@@ -301,12 +330,14 @@ class Processor:
         except MediaError as error:
             raise _named(error, part) from error
 
-    def _decoded(self, part: Part, root: Path | None, media: str, options: Mapping[str, Any]) -> Any:
+    def _read(self, part: Part, root: Path | None) -> bytes:
         if part.value is None:
             raise MediaError(f"a {part.type} with a caption but no file; it cannot be looked at")
+        return read_media(part.value, root=root, limits=self.limits)
+
+    def _decoded(self, part: Part, data: bytes, media: str, options: Mapping[str, Any]) -> Any:
         if media not in DECODERS:
             raise MediaError(f"{media} cannot be read from files, only {', '.join(DECODERS)}")
-        data = read_media(part.value, root=root, limits=self.limits)
         try:
             return DECODERS[media](data, limits=self.limits, **options)
         except MediaError as error:
@@ -358,9 +389,23 @@ class Processor:
             torch.tensor(lengths) if pack else None,
         )
 
+    def complete(self, batch: Batch) -> Batch:
+        """``batch``, by workers that may have read caches, ready for the model: with what has become known meanwhile, and
+        the rest collated. For the process that computes, on the CPU.
+        """
+        for name, media in batch.media.items():
+            if media.cached is not None:
+                media.cached = self._caches[f"inputs.{name}"].complete(media.cached)
+                if items := [media.cached.items[i] for i in media.cached.missing]:
+                    media.inputs = self.modalities[name].preprocessor.collate(items)
+                media.cached.items = {}
+        return batch
+
     def _collate_media(self, name: str, placed: list[tuple[int, Span]], row_width: int) -> MediaBatch:
         modality = self.modalities[name]
-        inputs = modality.preprocessor.collate([span.item for _, span in placed])
+        known = [span.known for _, span in placed if span.known is not None]
+        cached = CachedBatch.of(known) if known else None
+        inputs = {} if known else modality.preprocessor.collate([span.item for _, span in placed])
         # The projector's padded length: the item with the most outputs sets it.
         width = max(span.count for _, span in placed)
         told = [span.layout for _, span in placed if span.layout is not None]
@@ -368,10 +413,10 @@ class Processor:
         if modality.fused:
             none = torch.zeros(0, dtype=torch.int64)
             places = [[*divmod(start - 1, row_width), span.count] for start, span in placed]
-            return MediaBatch(inputs, none, none, width, layouts, torch.tensor(places))
+            return MediaBatch(inputs, none, none, width, layouts, torch.tensor(places), cached)
         positions = torch.cat([torch.arange(start, start + span.count) for start, span in placed])
         sources = torch.cat([torch.arange(i * width, i * width + span.count) for i, (_, span) in enumerate(placed)])
-        return MediaBatch(inputs, positions, sources, width, layouts)
+        return MediaBatch(inputs, positions, sources, width, layouts, cached=cached)
 
     def _collate_made(self, name: str, placed: list[tuple[int, Made]]) -> MadeBatch:
         count = self.signals[name].count

@@ -18,6 +18,7 @@ from mmllm.errors import ConfigError, TrainingError
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
 from mmllm.training import checkpoint, resuming
+from mmllm.training.caching import open_room
 from mmllm.training.references import check_references, pinned
 from mmllm.training.report import Reporter, check_trackers, duration, write_summary
 from mmllm.training.stage_run import Run, StageRun
@@ -99,6 +100,7 @@ def open_run(
         model.backbone.take_short_cuts()
     _keep_text_conditions(config, model, folder, accelerator.num_processes)
     run = Run(config, context, accelerator, model, processor, folder, Reporter(accelerator, folder))
+    run.room = open_room(config, folder, accelerator.num_processes)
     source = newest or start_from
     if source is not None:
         source = source / "final" if (source / "final").is_dir() else source
