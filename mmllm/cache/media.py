@@ -7,12 +7,16 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mmllm.cache.store import Room, Storage, TensorStore, pack, unpack
+from mmllm.config.families import Gridded, Membered
+
+if TYPE_CHECKING:
+    from mmllm.config.families import Preprocessor
 
 JUDGED_AFTER = 50
 """Items read before it is judged whether that is faster than computing them."""
@@ -22,11 +26,20 @@ Item = dict[str, Tensor]  # a prepared medium, as an encoder's preprocessor or a
 
 @dataclass(frozen=True)
 class Facts:
-    """What a projector asks of an item without its features: their number, and how they lie (``Preprocessor``)."""
+    """What a projector asks of an item without its features: their number, and how they lie (``Preprocessor``). Where
+    ``tokens`` is 0 all values are of one shape.
+    """
 
-    tokens: int
+    tokens: int = 0
     grid: tuple[int, ...] | None = None
     members: dict[str, int] | None = None
+
+    @classmethod
+    def of(cls, preprocessor: Preprocessor, item: Item) -> Facts:
+        """What ``preprocessor`` says of a prepared item."""
+        grid = preprocessor.grid(item) if isinstance(preprocessor, Gridded) else None
+        members = preprocessor.members(item) if isinstance(preprocessor, Membered) else None
+        return cls(preprocessor.num_tokens(item), grid, members)
 
     @classmethod
     def of_json(cls, told: Mapping[str, Any]) -> Facts:
@@ -111,6 +124,16 @@ class CachedBatch:
         """The places of the items that are to be computed, in their order."""
         return [i for i in range(len(self.keys)) if i not in self.hits]
 
+    def take(self) -> list[Item]:
+        """The items to be computed, in their order; they are no longer kept here."""
+        items, self.items = self.items, {}
+        return [items[i] for i in self.missing]
+
+    def known(self) -> dict[int, Tensor]:
+        """The known values ``(S_i, …)`` by their places."""
+        found = () if self.values is None else zip(self.hits, self.values, strict=True)
+        return {i: value[: self.facts[i].tokens or None] for i, value in found}
+
     def to(self, device: torch.device | str) -> CachedBatch:
         return replace(self, values=None if self.values is None else self.values.to(device, non_blocking=True))
 
@@ -128,13 +151,13 @@ class MediaCache:
         self.identity, self.storage = identity, storage
         self.tally = Tally()
         # Shared with the workers that have copies of this.
-        self._off = torch.zeros(1, dtype=torch.uint8).share_memory_()
+        self._off = torch.zeros(1, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
 
     @property
     def off(self) -> bool:
         return bool(self._off.item())
 
-    def find(self, data: bytes, prepare: Callable[[bytes], Item], facts: Callable[[Item], Facts]) -> Known:
+    def find(self, data: bytes, prepare: Callable[[], Item], facts: Callable[[Item], Facts]) -> Known:
         """The medium with the encoded bytes ``data``; where it is not known, prepared."""
         begin = time.perf_counter()
         key = self.key(data)
@@ -143,7 +166,7 @@ class MediaCache:
             value, told = found
             seconds = time.perf_counter() - begin
             return Known(key, Facts.of_json(told), None, value, seconds, told["seconds"])
-        item = prepare(data)
+        item = prepare()
         return Known(key, facts(item), item, None, time.perf_counter() - begin)
 
     def key(self, data: bytes) -> str:
@@ -154,42 +177,47 @@ class MediaCache:
         """``batch`` with what has become known since a worker looked: then only the rest is computed, and what that is
         depends on the samples alone, not on how far ahead the workers are.
         """
+        begin = time.perf_counter()
         found = {i: got for i in batch.missing if (got := None if self.off else self.store.get(batch.keys[i]))}
         if not found:
             return batch
-        before = () if batch.values is None else zip(batch.hits, batch.values, strict=True)
-        values = {i: value[: batch.facts[i].tokens] for i, value in before} | {i: v for i, (v, _) in found.items()}
+        values = batch.known() | {i: value for i, (value, _) in found.items()}
         hits = sorted(values)
         items = {i: item for i, item in batch.items.items() if i not in found}
-        return replace(batch, hits=hits, values=padded([values[i] for i in hits]), items=items)
+        together = padded([values[i] for i in hits])
+        seconds = (time.perf_counter() - begin) / len(found)
+        reading = [*batch.reading, *((seconds, told["seconds"]) for _, told in found.values())]
+        return replace(batch, hits=hits, values=together, items=items, reading=reading)
 
     def features(self, batch: CachedBatch, encode: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """The features ``(N, S, …)`` and mask ``(N, S)`` of all items of ``batch``; ``encode`` gives those that are missing,
         which are put into the cache.
         """
-        begin, made = time.perf_counter(), list[Tensor]()
-        if batch.missing:
+
+        def rows() -> list[Tensor]:
             found, mask = encode()
             # Asking for the lengths waits for the device, so the time is the encoder's.
-            made = [row[:length] for row, length in zip(found, mask.sum(dim=1).tolist(), strict=True)]
-        values = self.join(batch, made, time.perf_counter() - begin)
+            return [row[:length] for row, length in zip(found, mask.sum(dim=1).tolist(), strict=True)]
+
+        values = self.values(batch, rows)
         lengths = torch.tensor([len(value) for value in values], device=values[0].device)
         together = padded(values)
         return together, torch.arange(together.shape[1], device=together.device) < lengths[:, None]
 
-    def join(self, batch: CachedBatch, made: Sequence[Tensor], seconds: float) -> list[Tensor]:
-        """The values ``(S, …)`` of all items of ``batch``. ``made`` are those that were missing, which took ``seconds``:
-        they are put into the cache.
+    def values(self, batch: CachedBatch, compute: Callable[[], Sequence[Tensor]]) -> list[Tensor]:
+        """The values ``(S, …)`` of all items of ``batch``; ``compute`` gives those that are missing, which are put into the
+        cache.
         """
-        values: dict[int, Tensor] = {}
-        if batch.values is not None:
-            values = {i: value[: batch.facts[i].tokens] for i, value in zip(batch.hits, batch.values, strict=True)}
-        begin, share = time.perf_counter(), seconds / max(len(made), 1) + batch.preparing
+        begin = time.perf_counter()
+        made = compute() if batch.missing else ()
+        computed = time.perf_counter()
+        values = batch.known()
+        share = (computed - begin) / max(len(made), 1) + batch.preparing
         for i, value in zip(batch.missing, made, strict=True):
             values[i] = value if self.off else self._kept(batch.keys[i], value, batch.facts[i], share)
         self.tally.made += len(made)
-        self.tally.making += seconds + batch.preparing * len(made)
-        self.tally.writing += time.perf_counter() - begin
+        self.tally.making += share * len(made)
+        self.tally.writing += time.perf_counter() - computed
         self._judge(batch)
         return [values[i] for i in range(len(batch.keys))]
 

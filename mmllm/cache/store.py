@@ -138,7 +138,9 @@ class TensorStore:
         """Let all that was put since the last time be found by others and by later runs: all of it, or nothing."""
         if not self._uncommitted or self._files is None or self.room is None:
             return
-        entries = [{"key": key, **place._asdict(), "facts": json.loads(place.facts)} for key, place in self._uncommitted]
+        entries = [
+            {"key": key, **place._asdict(), "facts": json.loads(place.facts)} for key, place in self._uncommitted
+        ]
         line = json.dumps([{name: value for name, value in entry.items() if name != "segment"} for entry in entries])
         self._uncommitted = []
         try:
@@ -212,7 +214,9 @@ class TensorStore:
     def _mapped(self, segment: str, needed: int) -> mmap.mmap:
         """The segment in memory, at least ``needed`` bytes of it. Raises ``ValueError`` where the file has fewer."""
         path = self.folder / f"{segment}.bin"
-        size = path.stat().st_size  # looked up each time: reading beyond the end of a file cut short would kill the process
+        size = (
+            path.stat().st_size
+        )  # looked up each time: reading beyond the end of a file cut short would kill the process
         if size < needed:
             raise ValueError(f"{path} has {size} bytes, expected {needed}")
         if segment not in self._maps or len(self._maps[segment]) < needed:

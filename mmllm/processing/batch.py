@@ -40,7 +40,7 @@ class Span:
 @dataclass(frozen=True)
 class Made:
     """One medium that the assistant makes: its signal tokens from token ``start`` on, what it shows, and the tensor of
-    the target (None when it is not wanted or not given).
+    the target (None when it is not wanted or not given; with a cache of latents what was found in it).
 
     ``seen`` is what the encoder of its modality takes of it (None likewise); ``retrieved`` whether it is an existing
     medium (None where the data do not say).
@@ -49,7 +49,7 @@ class Made:
     modality: str
     start: int
     caption: str | None
-    target: Tensor | None
+    target: Tensor | Known | None
     seen: dict[str, Tensor] | None = None
     retrieved: bool | None = None
 
@@ -106,7 +106,9 @@ class MediaBatch:
         inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
         layouts, fused = (None if t is None else t.to(device) for t in (self.layouts, self.fused))
         cached = None if self.cached is None else self.cached.to(device)
-        return MediaBatch(inputs, self.positions.to(device), self.sources.to(device), self.width, layouts, fused, cached)
+        return MediaBatch(
+            inputs, self.positions.to(device), self.sources.to(device), self.width, layouts, fused, cached
+        )
 
 
 @dataclass
@@ -133,7 +135,7 @@ class MadeBatch:
     ``positions (N, K)`` are flat indices of their signal tokens into B*T. Item ``captioned[i]`` shows ``captions[i]``; item
     ``drawn[i]`` has the target ``targets[i]`` (None without any). ``seen`` is what the modality's encoder takes of the
     items ``shown`` (None without any). Of item ``decided[i]`` the data say whether it exists, ``retrieved[i]`` (1), or is
-    generated (0).
+    generated (0). With a cache of latents ``targets`` are those of the media that are not ``cached`` only.
     """
 
     positions: Tensor
@@ -145,11 +147,14 @@ class MadeBatch:
     shown: Tensor
     decided: Tensor
     retrieved: Tensor
+    cached: CachedBatch | None = None
 
     def to(self, device: torch.device | str) -> MadeBatch:
         def moved(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: moved(tensor) for name, tensor in value.items()}
+            if isinstance(value, CachedBatch):
+                return value.to(device)
             return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
         return MadeBatch(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})

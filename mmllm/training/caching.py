@@ -16,7 +16,10 @@ from mmllm.cache.media import MediaCache
 from mmllm.cache.store import Room
 from mmllm.config.run import RunConfig
 from mmllm.errors import MmllmError, TrainingError
+from mmllm.generators.diffusion_module import LatentDiffusion
 from mmllm.model import Input, MultimodalLM
+from mmllm.outputs import Output
+from mmllm.processing.batch import Batch
 from mmllm.processing.processor import Processor
 from mmllm.training.batches import StepData
 
@@ -48,27 +51,43 @@ def open_room(config: RunConfig, run: Path, processes: int) -> Room | None:
 
 
 def open_caches(
-    config: RunConfig, model: MultimodalLM, processor: Processor, run: Path, device: str, room: Room | None
+    config: RunConfig, model: MultimodalLM, processor: Processor, device: str, room: Room | None
 ) -> dict[str, MediaCache]:
-    """A cache for every input whose encoder is frozen as ``model`` stands, has no adapter and is in evaluation mode, by its
-    part (``inputs.image``); the model's parts are given theirs.
+    """A cache for every input whose encoder is frozen as ``model`` stands, has no adapter and is in evaluation mode, and
+    for every output whose targets go through an autoencoder; by part (``inputs.image``). The model's parts are given theirs.
 
     ``device`` is the type of that which the model will compute on.
     """
     caches: dict[str, MediaCache] = {}
     for name, module in model.inputs.items():
-        one = cast(Input, module)
-        one.cache = None
-        if config.cache is None or room is None or not config.cache.features or not _constant(one.encoder, one.adapter):
+        one, preprocessor = cast(Input, module), processor.modalities[name].preprocessor
+        wanted = config.cache is not None and config.cache.features and _constant(one.encoder, one.adapter)
+        one.cache = _opened(config, room, device, one.encoder, preprocessor, processor.limits) if wanted else None
+        if one.cache is not None:
+            caches[f"inputs.{name}"] = one.cache
+    for name, out in model.outputs.items():
+        if not isinstance(out, Output):
             continue
-        about = [one.encoder, processor.modalities[name].preprocessor, processor.limits]
-        try:
-            one.cache = MediaCache(room.folder, _identity(config, device, *about), config.cache.storage, room)
-        except MmllmError as error:
-            log.warning("the features of %s are not kept: %s", name, error)
-            continue
-        caches[f"inputs.{name}"] = one.cache
+        generator, target = out.generator, processor.signals[name].target
+        wanted = config.cache is not None and config.cache.latents and isinstance(generator, LatentDiffusion)
+        about = (generator.autoencoder, generator.dtype) if isinstance(generator, LatentDiffusion) else ()
+        out.cache = _opened(config, room, device, *about, target, processor.limits) if wanted else None
+        if out.cache is not None:
+            caches[f"outputs.{name}"] = out.cache
     return caches
+
+
+def _opened(config: RunConfig, room: Room | None, device: str, *about: object) -> MediaCache | None:
+    """The cache of what ``about`` computes; None where it cannot be told apart from others."""
+    if config.cache is None or room is None:
+        return None
+    precision = (device, HALF.get(config.precision), torch.get_float32_matmul_precision())
+    try:
+        identity_ = identity(*about, precision, config.cache.storage)
+    except MmllmError as error:
+        log.warning("what a %s gives is not kept: %s", type(about[0]).__name__, error)
+        return None
+    return MediaCache(room.folder, identity_, config.cache.storage, room)
 
 
 def _constant(encoder: nn.Module, adapter: object) -> bool:
@@ -76,17 +95,28 @@ def _constant(encoder: nn.Module, adapter: object) -> bool:
     return adapter is None and not learns and not any(module.training for module in encoder.modules())
 
 
-def _identity(config: RunConfig, device: str, *about: object) -> str:
-    cast_to = HALF.get(config.precision)
-    kept = "exact" if config.cache is None else config.cache.storage
-    return identity(*about, device, cast_to, torch.get_float32_matmul_precision(), kept)
+def complete(batch: Batch, processor: Processor, caches: Mapping[str, MediaCache]) -> Batch:
+    """``batch``, by workers that may have read caches, ready for the model: with what has become known meanwhile, and the
+    rest collated. For the process that computes, on the CPU.
+    """
+    for name, media in batch.media.items():
+        if media.cached is not None:
+            media.cached = caches[f"inputs.{name}"].complete(media.cached)
+            if items := media.cached.take():
+                media.inputs = processor.modalities[name].preprocessor.collate(items)
+    for name, made in batch.made.items():
+        if made.cached is not None:
+            made.cached = caches[f"outputs.{name}"].complete(made.cached)
+            if items := made.cached.take():
+                made.targets = torch.stack([item["target"] for item in items])
+    return batch
 
 
-def completed(steps: Iterable[StepData], processor: Processor) -> Iterator[StepData]:
+def completed(steps: Iterable[StepData], processor: Processor, caches: Mapping[str, MediaCache]) -> Iterator[StepData]:
     """``steps``, their batches made ready for the model when it is their turn."""
     for data in steps:
         for batch, _ in data.micro:
-            processor.complete(batch)
+            complete(batch, processor, caches)
         yield data
 
 

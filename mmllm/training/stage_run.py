@@ -24,7 +24,7 @@ from mmllm.processing.captions import caption_readers
 from mmllm.processing.processor import Processor
 from mmllm.training import checkpoint
 from mmllm.training.batches import EvalDataset, StepDataset, loader
-from mmllm.training.caching import close, commit, completed, open_caches
+from mmllm.training.caching import close, commit, complete, completed, open_caches
 from mmllm.training.checkpoint import Position
 from mmllm.training.loop import StepResult, SummedLoss, evaluate, run_steps
 from mmllm.training.micro_batches import batching_of
@@ -74,7 +74,7 @@ class StageRun:
         )
         if stage.reads_captions:
             processor = processor.reading_captions(caption_readers(run.config.model, run.context))
-        self.caches = open_caches(run.config, model, processor, run.folder, accelerator.device.type, run.room)
+        self.caches = open_caches(run.config, model, processor, accelerator.device.type, run.room)
         self.processor = processor = processor.reading_caches(self.caches)
         batching = batching_of(stage, model)
         self.steps = StepDataset(self.data, processor, stage, rank=rank, world=world, batching=batching)
@@ -107,7 +107,11 @@ class StageRun:
                 self.optimizer,
                 self.parts,
                 stage,
-                completed(loader(self.steps, range(self.done, len(self.steps)), stage.num_workers), self.processor),
+                completed(
+                    loader(self.steps, range(self.done, len(self.steps)), stage.num_workers),
+                    self.processor,
+                    self.caches,
+                ),
                 total=len(self.steps),
                 seed=run.config.seed,
                 skips=SkipLog(),
@@ -154,8 +158,8 @@ class StageRun:
         run, stage = self.shared, self.stage
         row: dict[str, Any] = {"step": self.done}
         if self.eval_data is not None:
-            batches = loader(self.eval_set, range(len(self.eval_set)), stage.num_workers)
-            batches = (None if batch is None else self.processor.complete(batch) for batch in batches)
+            read = loader(self.eval_set, range(len(self.eval_set)), stage.num_workers)
+            batches = (b if b is None else complete(b, self.processor, self.caches) for b in read)
             means = evaluate(run.accelerator, SummedLoss(run.model, stage.objectives), batches)
             row["eval_loss"] = sum(weight * means[name] for name, weight in stage.objectives.items())
             row["eval_losses"] = means
