@@ -25,8 +25,8 @@ from mmllm.dry_run import made_up_data
 from mmllm.errors import ConfigError
 from mmllm.generators.base import Clip, Generator, Sound
 from mmllm.model import MultimodalLM
-from mmllm.outputs import Output
 from mmllm.new import is_code_generator
+from mmllm.outputs import Output
 from mmllm.processing.processor import Processor
 from mmllm.training import checkpoint
 from mmllm.training.optimizer import build_optimizer

@@ -26,7 +26,7 @@ LOOK_EVERY = 1.0  # seconds between looks for what other processes have written
 class Packed(NamedTuple):
     """A tensor as it is stored: the ``payload``, its dtype ``stored``, and what it is made again: ``dtype`` and ``shape``."""
 
-    payload: bytes
+    payload: bytearray | memoryview
     stored: str
     dtype: str
     shape: tuple[int, ...]
@@ -121,7 +121,7 @@ class TensorStore:
         told = json.dumps(facts, sort_keys=True)
         try:
             data, _ = self._open()
-            written = os.write(data, packed.payload.ljust(size, b"\0"))
+            written = os.write(data, bytes(packed.payload).ljust(size, b"\0"))
             if written < size:
                 raise OSError(f"{written} of {size} bytes written")
         except OSError as error:
@@ -205,9 +205,9 @@ class TensorStore:
         try:
             data = memoryview(self._mapped(place.segment, place.at + place.size))[place.at : place.at + place.size]
             # The hash is over the facts too, so past this line all of the entry is what was put.
-            if _digest(key, Packed(data, *place[4:7]), place.facts) != place.sha256:  # type: ignore[arg-type]
+            if _digest(key, Packed(data, *place[4:7]), place.facts) != place.sha256:
                 return None
-            return unpack(Packed(data, *place[4:7])), json.loads(place.facts)  # type: ignore[arg-type]
+            return unpack(Packed(data, *place[4:7])), json.loads(place.facts)
         except (OSError, ValueError, TypeError):
             return None
 
@@ -261,8 +261,9 @@ def unpack(packed: Packed) -> Tensor:
     return torch.frombuffer(packed.payload, dtype=stored).view(packed.shape).to(dtype)
 
 
-def _bytes(value: Tensor) -> bytes:
-    return value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def _bytes(value: Tensor) -> bytearray:
+    """Its bytes, where torch may write: it takes no other memory."""
+    return bytearray(value.contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def _digest(key: str, packed: Packed, facts: str) -> str:
