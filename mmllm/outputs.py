@@ -75,11 +75,17 @@ class Output(nn.Module):
 
     def _denoising_loss(self, condition: Condition, made: MadeBatch) -> Tensor:
         """``(N,)``, of the targets of a batch."""
-        generator, targets = self.frozen(), made.targets
+        generator = self.frozen()
         if made.cached is None or self.cache is None or not isinstance(generator, LatentDiffusion):
-            return generator.denoising_loss(condition, cast(Tensor, targets))
-        encoded = self.cache.values(made.cached, lambda: list(generator.encode_targets(cast(Tensor, targets))))
-        return generator.loss_of_encoded(condition, torch.stack(encoded))
+            return generator.denoising_loss(condition, cast(Tensor, made.targets))
+        return generator.loss_of_encoded(condition, torch.stack(self.encoded_targets(made)))
+
+    def encoded_targets(self, made: MadeBatch) -> list[Tensor]:
+        """What the generator's autoencoder says of the targets of a batch, each computed only if the cache lacks it."""
+        if made.cached is None or self.cache is None:
+            raise MmllmError("this output has no cache of its generator's latents")
+        generator = cast(LatentDiffusion, self.frozen())
+        return self.cache.values(made.cached, lambda: list(generator.encode_targets(cast(Tensor, made.targets))))
 
 
 class CodeOutput(nn.Module):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from mmllm.cache.identity import identity
 from mmllm.cache.media import MediaCache
@@ -91,6 +92,9 @@ def _opened(config: RunConfig, room: Room | None, device: str, *about: object) -
 
 
 def _constant(encoder: nn.Module, adapter: object) -> bool:
+    # A sharded encoder's processes compute together, or not at all; with a cache each would when it needs to.
+    if any(isinstance(p, DTensor) for p in encoder.parameters()):
+        return False
     learns = any(p.requires_grad for p in encoder.parameters())
     return adapter is None and not learns and not any(module.training for module in encoder.modules())
 

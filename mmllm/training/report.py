@@ -233,11 +233,13 @@ def _caches(told: list[dict[str, dict[str, Any]]]) -> list[str]:
     for part in dict.fromkeys(part for row in told for part in row):
         own = [row[part] for row in told if part in row]
         sums = {key: sum(row[key] for row in own) for key in own[0] if key != "off"}
-        line = f"Cache of `{part}`: {sums['made']:,} media computed ({_each(sums['making'], sums['made'])}) and kept"
-        line += f" ({_each(sums['writing'], sums['made'])}); {sums['read']:,} read"
+        line = f"Cache of `{part}`: {sums['made']:,} media computed and kept"
+        if sums["made"]:
+            line += f" ({_each(sums['making'], sums['made'])}, keeping them {_each(sums['writing'], sums['made'])})"
+        line += f", {sums['read']:,} read"
         if sums["read"]:
             ratio = sums["spared"] / max(sums["reading"], 1e-9)
-            line += f" ({_each(sums['reading'], sums['read'])} instead of {_each(sums['spared'], sums['read'])}, "
+            line += f" ({_each(sums['reading'], sums['read'])} instead of {_each(sums['spared'], sums['read'])}: "
             line += f"{ratio:.3g} times as fast)"
         slower = " Reading was slower than computing, so it was turned off." if any(row["off"] for row in own) else ""
         lines.append(f"- {line}.{slower}")

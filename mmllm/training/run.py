@@ -98,7 +98,7 @@ def open_run(
         model.backbone.compile_layers()
     if config.short_cuts:
         model.backbone.take_short_cuts()
-    _keep_text_conditions(config, model, folder, accelerator.num_processes)
+    keep_text_conditions(config, model, folder, accelerator.num_processes)
     run = Run(config, context, accelerator, model, processor, folder, Reporter(accelerator, folder))
     run.room = open_room(config, folder, accelerator.num_processes)
     source = newest or start_from
@@ -139,7 +139,7 @@ def finish(run: Run) -> Path:
     return final
 
 
-def _keep_text_conditions(config: RunConfig, model: MultimodalLM, folder: Path, processes: int) -> None:
+def keep_text_conditions(config: RunConfig, model: MultimodalLM, folder: Path, processes: int) -> None:
     """Let the model take text conditions from the run's cache, if any stage asks for them."""
     if config.cache is None or not any("condition" in stage.objectives for stage in config.stages):
         return
