@@ -2,7 +2,7 @@
 
     python -m benchmarks.cache [--geometry small224] [--mix mix] [--precision fp32] [--rounds 5] [--json]
 
-One step is 8 conversations (mmllm: the padded batch), forward, backward, AdamW with clipping, in one process on one thread;
+One step is 8 conversations (mmllm: packed, last layer trimmed), forward, backward, AdamW with clipping, one process and thread;
 seconds of process time. ``cached`` finds every picture by the bytes of its file and reads its features from disk, hash
 checked; ``plain`` and ``transformers`` are given the prepared pixels, so what decoding costs is not counted for them: it is printed
 beside, with what reading costs.
@@ -78,6 +78,9 @@ def measure(geometry: Geometry, mix: str, rounds: int, half: bool) -> dict[str, 
         if half and not parameter.requires_grad and parameter.ndim >= 2:
             parameter.data = parameter.data.bfloat16()
     systems.theirs.to(torch.bfloat16) if half else None
+    if not ours.start_packing():
+        raise RuntimeError("the backbone cannot be packed")
+    ours.backbone.take_short_cuts()
     one: Any = ours.inputs["image"]
     one.encoder.eval()
     with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +100,7 @@ def measure(geometry: Geometry, mix: str, rounds: int, half: bool) -> dict[str, 
             return [replace(sample, spans=[found(span) for span in sample.spans]) for sample in chunk]
 
         def our_loss(chunk: list[Encoded]) -> torch.Tensor:
-            batch = complete(reader.collate(chunk), reader, {"inputs.image": cache})
+            batch = complete(reader.collate(chunk, pack=True), reader, {"inputs.image": cache})
             with torch.autocast("cpu", torch.bfloat16, enabled=half):
                 return ours(batch)["text"] / batch.tokens
 
@@ -112,7 +115,7 @@ def measure(geometry: Geometry, mix: str, rounds: int, half: bool) -> dict[str, 
         chunks = [chosen[:BATCH], chosen[BATCH:]]
         for chunk in chunks:  # fills the cache
             with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):
-                batch = complete(reader.collate(looked_up(chunk)), reader, {"inputs.image": cache})
+                batch = complete(reader.collate(looked_up(chunk), pack=True), reader, {"inputs.image": cache})
                 one.features(batch.media["image"].inputs, batch.media["image"].cached)
         cache.store.commit()
         plain, kept = (float(our_loss(chunk).detach()) for chunk in (chunks[0], looked_up(chunks[0])))

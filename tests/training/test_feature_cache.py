@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import captioned
 import pytest
 import systems
 import test_outputs
+import torch
 from test_resume import KILLS, Killed, final_state, kill_after
 
 from mmllm.cache import media, store
@@ -18,7 +20,9 @@ from mmllm.config.run import CacheConfig, RunConfig
 from mmllm.encoders.clip_module import VitTower
 from mmllm.encoders.whisper_module import WhisperEncoder
 from mmllm.generators.diffusion_module import LatentDiffusion
+from mmllm.errors import TrainingError
 from mmllm.processing import reading
+from mmllm.training.filling import fill
 from mmllm.training.run import train
 
 KEEP = {"features": True}
@@ -281,3 +285,96 @@ def test_D24_media_of_the_same_decoded_bytes_have_keys_of_their_own(name: str, t
     assert len({cache.key(data) for data in files}) == len(files)
     other = MediaCache(tmp_path, "b" * 64)
     assert cache.key(files[0]) != other.key(files[0])
+
+
+def from_files(folder: Path) -> dict[str, Any]:
+    """The model of ``systems`` with a picture encoder from files, so that it can be built alone."""
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    model = json.loads(json.dumps(systems.MODEL))
+    torch.manual_seed(5)
+    CLIPVisionModel(CLIPVisionConfig(**model["inputs"]["image"]["encoder"]["architecture"])).save_pretrained(
+        folder / "clip"
+    )
+    model["inputs"]["image"]["encoder"] = {"kind": "clip", "pretrained": "./clip"}
+    del model["inputs"]["audio"]
+    return {"model": model}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_mmllm_cache_fills_what_the_run_then_only_reads(
+    tmp_path: Path, calls: dict[str, int], precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its parts are those of the run, whether built alone from files or with all the rest, in any precision."""
+    from mmllm.cli import main
+
+    data = [{"reader": {"kind": "messages", "path": "pictures.jsonl"}}]
+    pictures = systems.stage(train=["inputs.image.projector"], data=data, batch_size=2)
+    for name, changes in {"whole": {}, "alone": from_files(tmp_path / "alone")}.items():
+        file = systems.write_config(tmp_path / name, pictures, cache=KEEP, precision=precision, **changes)
+        rows = (tmp_path / name / "data.jsonl").read_text().splitlines()
+        (tmp_path / name / "pictures.jsonl").write_text("\n".join(rows[::3]) + "\n")
+        assert main(["cache", str(file)]) == 0
+        assert "inputs.image: 3 media computed" in capsys.readouterr().out
+        calls["image"] = calls["decoded"] = 0
+        assert main(["train", str(file)]) == 0
+        assert calls["image"] == calls["decoded"] == 0
+        assert told(tmp_path / name)["inputs.image"]["read"] == 12
+
+
+def test_many_processes_fill_one_cache(tmp_path: Path, calls: dict[str, int]) -> None:
+    from mmllm.cli import main
+
+    file = systems.write_config(tmp_path, systems.stage(num_workers=1), cache=KEEP)
+    assert main(["cache", str(file), "--processes", "2"]) == 0
+    assert main(["train", str(file), "stages.align.num_workers=0"]) == 0
+    assert calls["image"] == calls["audio"] == 0
+
+
+def test_an_encoder_that_trains_is_not_filled(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mmllm.cli import main
+
+    stages = [systems.stage("a", train=["inputs.image.encoder"], epochs=1), systems.stage("b", epochs=1)]
+    file = systems.write_config(tmp_path, *stages, cache=KEEP)
+    assert main(["cache", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "inputs.audio" in printed
+    assert "inputs.image" not in printed
+
+
+def test_without_anything_to_keep_it_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from mmllm.cli import main
+
+    assert main(["cache", str(systems.write_config(tmp_path)), "--processes", "2"]) == 2
+    assert "cache.features=true" in capsys.readouterr().err
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    config, context = systems.system(tmp_path, cache={"features": True, "folder": str(blocked)})
+    with pytest.raises(TrainingError, match=r"cache\.folder"):
+        train(config, context)
+
+
+def test_mmllm_cache_fills_latents_and_conditions(tmp_path: Path, calls: dict[str, int]) -> None:
+    config = test_outputs.system(tmp_path, epochs=2).model_copy(update={"cache": CacheConfig(latents=True)})
+    context = BuildContext(root=tmp_path)
+    tallies = fill(config, context)["outputs.image"]
+    made = sum(one.made for one in tallies)
+    assert 3 <= made <= 8
+    files = len(list((tmp_path / "run" / "conditions").rglob("*.safetensors")))
+    assert files == 3
+    calls["latents"] = 0
+    train(config, context)
+    assert calls["latents"] == 0
+    assert len(list((tmp_path / "run" / "conditions").rglob("*.safetensors"))) == files
+
+
+def test_aligning_stages_read_it(tmp_path: Path, calls: dict[str, int]) -> None:
+    """BLIP-2's first stage reads features beside captions, from the cache as from the encoder."""
+    found = {}
+    for name, cache in (("plain", None), ("kept", CacheConfig(features=True))):
+        captioned.write_pictures(tmp_path / name, 10, text_every=5)
+        config, context = captioned.system(tmp_path / name, captioned.first())
+        config = config.model_copy(update={"cache": cache})
+        train(config, context)
+        found[name] = [row["loss"] for row in systems.rows(tmp_path / name)]
+    assert found["kept"] == pytest.approx(found["plain"], rel=1e-5)
