@@ -19,8 +19,8 @@ from mmllm.config.base import BuildContext
 from mmllm.config.run import CacheConfig, RunConfig
 from mmllm.encoders.clip_module import VitTower
 from mmllm.encoders.whisper_module import WhisperEncoder
-from mmllm.generators.diffusion_module import LatentDiffusion
 from mmllm.errors import TrainingError
+from mmllm.generators.diffusion_module import LatentDiffusion
 from mmllm.processing import reading
 from mmllm.training.filling import fill
 from mmllm.training.run import train
