@@ -32,6 +32,7 @@ from mmllm.cache.media import Facts, MediaCache
 from mmllm.cache.store import Room
 from mmllm.processing.batch import Encoded, Span
 from mmllm.processing.images import decode_image
+from mmllm.processing.sources import Limits
 from mmllm.training.caching import complete
 
 BATCH = 8
@@ -135,7 +136,7 @@ def measure(geometry: Geometry, mix: str, rounds: int, half: bool) -> dict[str, 
         tally = cache.tally
         begin = time.process_time()
         for file in pictures.files.values():
-            preprocessor(decode_image(file))
+            preprocessor(decode_image(file, limits=Limits()))
         decoding = (time.process_time() - begin) / len(pictures.files)
         stored = sum(path.stat().st_size for path in Path(folder).rglob("*.bin")) / len(pictures.files)
 

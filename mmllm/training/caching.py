@@ -22,6 +22,8 @@ from mmllm.model import Input, MultimodalLM
 from mmllm.outputs import Output
 from mmllm.processing.batch import Batch
 from mmllm.processing.processor import Processor
+from mmllm.processing.reading import DECODERS
+from mmllm.processing.sources import DECODER_VERSION
 from mmllm.training.batches import StepData
 
 if TYPE_CHECKING:
@@ -84,7 +86,7 @@ def _opened(config: RunConfig, room: Room | None, device: str, *about: object) -
         return None
     precision = (device, HALF.get(config.precision), torch.get_float32_matmul_precision())
     try:
-        identity_ = identity(*about, precision, config.cache.storage)
+        identity_ = identity(*about, DECODERS, DECODER_VERSION, precision, config.cache.storage)
     except MmllmError as error:
         log.warning("what a %s gives is not kept: %s", type(about[0]).__name__, error)
         return None
