@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmllm.adapters.blocks import find_blocks
 from mmllm.aligning import align, prompt, zero_of
