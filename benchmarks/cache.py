@@ -129,9 +129,9 @@ def measure(geometry: Geometry, mix: str, rounds: int, half: bool) -> dict[str, 
         for turn in range(rounds + 1):
             for name, step in variants.items():
                 begin = time.process_time()
-                for chunk in chunks:
+                for chunk in chunks if turn else chunks[:1]:  # the first round warms up
                     step(chunk)
-                if turn:  # the first round warms up
+                if turn:
                     times[name].append(time.process_time() - begin)
         tally = cache.tally
         begin = time.process_time()
