@@ -14,7 +14,8 @@ from mmllm.config.load import load as load_config
 from mmllm.errors import CheckpointError, MediaError, MmllmError, brief
 from mmllm.generation import Decoding, TextStream, decode
 from mmllm.making import Maker
-from mmllm.model import MultimodalLM, Output
+from mmllm.model import MultimodalLM
+from mmllm.outputs import Output
 from mmllm.processing.processor import Processor
 from mmllm.replies import Media, Reply, Truncated
 from mmllm.retrieval import MediaIndex, Retrieval, Rule, load_index

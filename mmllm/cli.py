@@ -122,6 +122,10 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--keep", type=Path, metavar="DIR", help="with --dry-run: leave what it wrote in this folder")
 
+    sub = add("cache", _cache, "compute ahead what a run's frozen parts give: features, latents, text conditions")
+    config(sub)
+    sub.add_argument("--processes", type=positive, default=1, help="how many share the work; default 1")
+
     sub = add("index", _index, "embed existing pictures or sounds, to be answered with")
     model(sub)
     sub.add_argument("--data", required=True, metavar="PATH", help='a folder, or JSON lines {"path": …}')
@@ -248,6 +252,13 @@ def _train(options: argparse.Namespace) -> int:
 
     train(config, context, resume=options.resume)
     return 0
+
+
+def _cache(options: argparse.Namespace) -> int:
+    from mmllm.training.filling import run_fill
+
+    path = find_config(options.config)
+    return run_fill(path, options.overrides, options.processes, trust_remote_code=options.trust_remote_code)
 
 
 def _chat(options: argparse.Namespace) -> int:

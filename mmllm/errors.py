@@ -48,3 +48,7 @@ class ConfigError(MmllmError):
         lines = [f"{source}: {count} problem{'s' if count != 1 else ''}"]
         lines += [f"  {path}: {message}" if path else f"  {message}" for path, message in self.problems]
         super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[list[tuple[str, str]], str]]:
+        """What it is made of again in another process: not of its text, as other exceptions."""
+        return type(self), (self.problems, self.source)

@@ -13,7 +13,8 @@ from torch import Tensor
 from mmllm.config.base import suggest
 from mmllm.errors import MmllmError
 from mmllm.generators.base import Artifact, Sampling
-from mmllm.model import AnyOutput, MultimodalLM, Output
+from mmllm.model import MultimodalLM
+from mmllm.outputs import AnyOutput, Output
 from mmllm.replies import Media
 from mmllm.retrieval import Retrieval
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Container, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mmllm.adapters.blocks import find_blocks
 from mmllm.aligning import align, prompt, zero_of
 from mmllm.backbones.base import Backbone
+from mmllm.cache.media import CachedBatch, MediaCache
 from mmllm.config.base import BuildContext, problems_at
 from mmllm.config.families import FusionConfig, TokenGroup
 from mmllm.config.pieces import part_of
@@ -21,11 +21,11 @@ from mmllm.config.run import ALIGNING, PROMPTING, ModelConfig
 from mmllm.encoders.base import Encoder
 from mmllm.errors import ConfigError, MmllmError
 from mmllm.fusion.base import Fusion, Seen
-from mmllm.generators.base import Artifact, CodeGenerator, Condition, Generator, Sampling
+from mmllm.generators.base import CodeGenerator, Generator
 from mmllm.generators.text_conditions import Store, TextConditions
+from mmllm.outputs import AnyOutput, CodeOutput, Output
 from mmllm.projectors.base import Projector
 from mmllm.projectors.blip2 import Blip2Alignment, make_alignment
-from mmllm.projectors.output_module import OutputProjector
 from mmllm.projectors.p_former import PFormer, make_p_former
 from mmllm.projectors.qformer import QFormerConfig
 from mmllm.projectors.retrieval import DecisionHead, RetrievalHeads
@@ -48,9 +48,14 @@ class Input(nn.Module):
         self.fusion: Fusion | None = None
         self.alignment: Blip2Alignment | None = None
         self.prompt: PFormer | None = None
+        self.cache: MediaCache | None = None  # a stage's, of the features of a frozen encoder
 
-    def features(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """The encoder's features ``(N, S, D)`` and mask ``(N, S)`` of N media items."""
+    def features(self, batch: dict[str, Tensor], cached: CachedBatch | None = None) -> tuple[Tensor, Tensor]:
+        """The encoder's features ``(N, S, D)`` and mask ``(N, S)`` of N media items; with ``cached`` the ``batch`` are those
+        that are missing in it.
+        """
+        if cached is not None and self.cache is not None:
+            return self.cache.features(cached, lambda: self.features(batch))
         # A frozen encoder leaves no graph behind: nothing of it would be used.
         with torch.set_grad_enabled(
             torch.is_grad_enabled() and any(p.requires_grad for p in self.encoder.parameters())
@@ -58,90 +63,17 @@ class Input(nn.Module):
             features, mask = self.encoder(batch)
         return features, mask
 
-    def forward(self, batch: dict[str, Tensor], layouts: Tensor | None = None) -> Tensor:
+    def forward(
+        self, batch: dict[str, Tensor], layouts: Tensor | None = None, cached: CachedBatch | None = None
+    ) -> Tensor:
         """Backbone embeddings ``(N, Q, D_llm)`` of N media items; ``layouts (N, K)`` for a projector that asks for them."""
-        return self.project(*self.features(batch), layouts)
+        return self.project(*self.features(batch, cached), layouts)
 
     def project(self, features: Tensor, mask: Tensor, layouts: Tensor | None = None) -> Tensor:
         """Backbone embeddings ``(N, Q, D_llm)`` of N media items' features ``(N, S, D)`` with their mask, and layouts."""
         told = () if layouts is None else (layouts,)
         embeddings, _ = self.projector(features, mask, *told)
         return embeddings  # type: ignore[no-any-return]
-
-
-class Output(nn.Module):
-    """One modality's way out: signal tokens' states to a condition, condition to the frozen generator.
-
-    With ``retrieval`` they can also find an existing medium, and ``decision`` tells when they should.
-    """
-
-    def __init__(
-        self,
-        projector: OutputProjector,
-        generator: Generator | None,
-        distance: Literal["l2", "cosine"] = "l2",
-        retrieval: RetrievalHeads | None = None,
-        decision: DecisionHead | None = None,
-    ) -> None:
-        super().__init__()
-        self.projector, self.distance = projector, distance
-        self.generator = None if generator is None else generator.requires_grad_(False)
-        self.retrieval, self.decision = retrieval, decision
-        self.text_conditions: TextConditions | None = None  # a run's, which may keep them
-
-    def frozen(self) -> Generator:
-        """The generator. Raises ``MmllmError`` when the model was built without weights, for a plan."""
-        if self.generator is None:
-            raise MmllmError("this model was built without its generators' weights")
-        return self.generator
-
-    def forward(self, signals: Tensor) -> Condition:
-        """The condition of N media from ``signals (N, K, D_llm)``, last hidden states plus input embeddings."""
-        return Condition(self.projector(signals))
-
-    def make(
-        self, signals: Tensor, sampling: Sampling, on_step: Callable[[int, int], bool] | None = None
-    ) -> list[Artifact]:
-        """Media from ``signals (N, K, D_llm)``."""
-        return self.frozen().generate(self(signals), sampling, on_step)
-
-    def losses(self, signals: Tensor, made: MadeBatch, objectives: Container[str]) -> dict[str, Tensor]:
-        """Summed losses over the N media of a batch with ``signals (N, K, D_llm)``, float32 scalars."""
-        sums: dict[str, Tensor] = {}
-        if any(name in objectives for name in ("condition", "denoise")):
-            condition = self(signals)
-        if "condition" in objectives and made.captions:
-            wanted = (self.text_conditions or TextConditions(self.frozen()))(made.captions)
-            sums["condition"] = condition.at(made.captioned).distance(wanted, self.distance).sum()
-        if "denoise" in objectives and made.targets is not None:
-            sums["denoise"] = self.frozen().denoising_loss(condition.at(made.drawn), made.targets).sum()
-        if "decision" in objectives and self.decision is not None and len(made.decided):
-            found = self.decision(signals[made.decided])
-            sums["decision"] = F.cross_entropy(found, made.retrieved, reduction="sum")
-        return sums
-
-
-class CodeOutput(nn.Module):
-    """One modality's way out where the backbone itself writes the codes that the frozen generator is told."""
-
-    def __init__(self, generator: CodeGenerator | None) -> None:
-        super().__init__()
-        self.generator = None if generator is None else generator.requires_grad_(False)
-
-    def frozen(self) -> CodeGenerator:
-        """The generator. Raises ``MmllmError`` when the model was built without weights, for a plan."""
-        if self.generator is None:
-            raise MmllmError("this model was built without its generators' weights")
-        return self.generator
-
-    def make(
-        self, codes: Tensor, sampling: Sampling, on_step: Callable[[int, int], bool] | None = None
-    ) -> list[Artifact]:
-        """Media from ``codes (N, P)``."""
-        return self.frozen().generate(codes, sampling, on_step)
-
-
-AnyOutput = Output | CodeOutput
 
 
 class MultimodalLM(nn.Module):
@@ -264,7 +196,7 @@ class MultimodalLM(nn.Module):
 
     def encode(self, media: Mapping[str, MediaBatch]) -> dict[str, Tensor]:
         """Backbone embeddings ``(N, Q, D_llm)`` per modality present: one encoder call each."""
-        return {name: self.inputs[name](batch.inputs, batch.layouts) for name, batch in media.items()}
+        return {name: self.inputs[name](batch.inputs, batch.layouts, batch.cached) for name, batch in media.items()}
 
     def splice(
         self, ids: Tensor, media: Mapping[str, MediaBatch], encoded: Mapping[str, Tensor] | None = None
@@ -319,7 +251,7 @@ class MultimodalLM(nn.Module):
         aligning = any(name in objectives for name in ALIGNING)
         inputs = cast("Mapping[str, Input]", dict(self.inputs.items()))
         # Encoders and projectors run once, whatever is made of what they give.
-        seen = {n: inputs[n].features(m.inputs) for n, m in batch.media.items()} if aligning or rest else {}
+        seen = {n: inputs[n].features(m.inputs, m.cached) for n, m in batch.media.items()} if aligning or rest else {}
         wanted = seen if "alignment" in objectives or rest else {}
         embeddings = {n: inputs[n].project(*found, batch.media[n].layouts) for n, found in wanted.items()}
         sums: dict[str, Tensor] = {}

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from mmllm.errors import CheckpointError, DataError, MediaError, MmllmError
 from mmllm.generators.base import Artifact, Sound
-from mmllm.model import MultimodalLM, Output
+from mmllm.model import MultimodalLM
+from mmllm.outputs import Output
 from mmllm.pretrained import read_json, read_tensors
 from mmllm.processing.messages import Part
-from mmllm.processing.processor import DECODERS, Processor
+from mmllm.processing.processor import Processor
+from mmllm.processing.reading import DECODERS
 from mmllm.processing.sources import Limits, read_media
 from mmllm.projectors.retrieval import RetrievalHeads
 

@@ -24,8 +24,9 @@ from mmllm.data.mixture import StageData
 from mmllm.dry_run import made_up_data
 from mmllm.errors import ConfigError
 from mmllm.generators.base import Clip, Generator, Sound
-from mmllm.model import MultimodalLM, Output
+from mmllm.model import MultimodalLM
 from mmllm.new import is_code_generator
+from mmllm.outputs import Output
 from mmllm.processing.processor import Processor
 from mmllm.training import checkpoint
 from mmllm.training.optimizer import build_optimizer

@@ -293,12 +293,19 @@ class StageConfig(Config):
 
 
 class CacheConfig(Config):
-    """Where a run keeps its generators' text conditions of captions, so that each is computed once: ``folder`` (by default
-    ``conditions`` in the run directory; several runs may share one) grows to at most ``gigabytes``.
+    """Where a run keeps what its frozen parts give, so that each is computed once (see ``docs/cache.md``).
+
+    The generators' text conditions of captions always: ``folder`` (by default ``conditions`` in the run directory; several
+    runs may share one) grows to at most ``gigabytes``. With ``features`` also the features of frozen encoders, with
+    ``latents`` what the generators' autoencoders say of their targets: in ``features`` below that folder (by default in the
+    run directory), at most ``gigabytes`` of both. ``storage`` is how these are kept: ``exact``, or rounded to fewer bits.
     """
 
     folder: str | None = None
     gigabytes: Positive = 20.0
+    features: bool = False
+    latents: bool = False
+    storage: Literal["exact", "float16", "bfloat16", "int8"] = "exact"
 
 
 class RunConfig(Config):

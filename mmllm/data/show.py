@@ -121,7 +121,7 @@ def _text_segments(
 
 def _media_text(processor: Processor, sample: Sample, span: Span, part: Part) -> str:
     assert part.value is not None  # it has been encoded
-    from mmllm.processing.processor import DECODERS
+    from mmllm.processing.reading import DECODERS
     from mmllm.processing.sources import read_media
 
     preprocessor = processor.modalities[span.modality].preprocessor

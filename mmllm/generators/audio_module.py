@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mmllm.generators.base import Artifact, Condition, Sound
-from mmllm.generators.diffusion_module import LatentDiffusion, older_watch
+from mmllm.generators.diffusion_module import LatentDiffusion, drawn, older_watch
 
 
 class AudioDiffusion(LatentDiffusion):
@@ -41,10 +41,12 @@ class AudioDiffusion(LatentDiffusion):
 class MelDiffusion(AudioDiffusion):
     """Families whose autoencoder reads log-mel spectrograms."""
 
-    def latents(self, targets: Tensor, generator: torch.Generator | None) -> Tensor:
-        vae = self.pipeline.vae
-        found: Tensor = vae.encode(targets).latent_dist.sample(generator)
-        return found * float(vae.config.scaling_factor)
+    def posterior(self, targets: Tensor) -> Tensor:
+        parameters: Tensor = self.pipeline.vae.encode(targets).latent_dist.parameters
+        return parameters
+
+    def latents(self, encoded: Tensor, generator: torch.Generator | None) -> Tensor:
+        return drawn(encoded, generator) * float(self.pipeline.vae.config.scaling_factor)
 
 
 class AudioLDM(MelDiffusion):
@@ -118,8 +120,14 @@ class StableAudio(AudioDiffusion):
         # Without a negative text the pipeline's unconditional side is zero, durations included.
         return None if negative is None else super().against(count, negative)
 
-    def latents(self, targets: Tensor, generator: torch.Generator | None) -> Tensor:
-        found: Tensor = self.pipeline.vae.encode(targets).latent_dist.sample(generator)
+    def posterior(self, targets: Tensor) -> Tensor:
+        parameters: Tensor = self.pipeline.vae.encode(targets).latent_dist.parameters
+        return parameters
+
+    def latents(self, encoded: Tensor, generator: torch.Generator | None) -> Tensor:
+        from diffusers.models.autoencoders.autoencoder_oobleck import OobleckDiagonalGaussianDistribution
+
+        found: Tensor = OobleckDiagonalGaussianDistribution(encoded).sample(generator)
         return found
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:

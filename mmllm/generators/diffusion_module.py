@@ -144,9 +144,25 @@ class LatentDiffusion(Generator):
         return {name: call[argument].default for name, argument in names.items()} | super().defaults()
 
     # Training ---------------------------------------------------------------------------------------------------------
+    @property
+    def autoencoder(self) -> nn.Module:
+        """The part that ``encode_targets`` is computed with."""
+        return self.parts["vae"]
+
+    @torch.no_grad()
+    def encode_targets(self, targets: Tensor) -> Tensor:
+        """What the autoencoder says of prepared targets ``(N, …)``, a row each: the parameters of the distribution that
+        their latents are drawn from, or the latents themselves where it has none. Draws nothing.
+        """
+        return self.posterior(targets.to(self.device, self.dtype))
+
     @abstractmethod
-    def latents(self, targets: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Scaled latents of prepared targets ``(N, …)``, as the denoiser meets them."""
+    def posterior(self, targets: Tensor) -> Tensor:
+        """See ``encode_targets``; ``targets`` are on the module's device, in its dtype."""
+
+    @abstractmethod
+    def latents(self, encoded: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Scaled latents as the denoiser meets them, drawn from what ``encode_targets`` said."""
 
     @abstractmethod
     def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
@@ -154,8 +170,14 @@ class LatentDiffusion(Generator):
 
     def denoising_loss(self, condition: Condition, targets: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Noise prediction with min-SNR weights (arXiv 2303.09556), or the velocity of flow matching (arXiv 2210.02747)."""
+        return self.loss_of_encoded(condition, self.encode_targets(targets), generator)
+
+    def loss_of_encoded(
+        self, condition: Condition, encoded: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """``denoising_loss`` of targets of which ``encode_targets`` has said ``encoded``; draws the same numbers."""
         with torch.no_grad():
-            clean = self.latents(targets.to(self.device, self.dtype), generator)
+            clean = self.latents(encoded, generator)
             noise = torch.randn(clean.shape, generator=generator, dtype=torch.float32).to(clean)
             scheduler = self.pipeline.scheduler
             noisy, wanted, timesteps, weights = _noising(scheduler)(scheduler, clean, noise, generator)
@@ -232,6 +254,14 @@ def _files(tokenizer: Any) -> dict[str, Any]:
 
 class Stopped(Exception):
     """Ends a pipeline's call from within its step callback."""
+
+
+def drawn(parameters: Tensor, generator: torch.Generator | None) -> Tensor:
+    """A sample of an autoencoder's Gaussian with these ``parameters``, means and logarithms of variances side by side."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    sample: Tensor = DiagonalGaussianDistribution(parameters).sample(generator)
+    return sample
 
 
 Noised = tuple[Tensor, Tensor, Tensor, Tensor]  # noisy latents, what is to be predicted, timesteps (N,), weights (N,)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmllm.generators.base import Artifact, Condition
-from mmllm.generators.diffusion_module import LatentDiffusion
+from mmllm.generators.diffusion_module import LatentDiffusion, drawn
 
 
 class ImageDiffusion(LatentDiffusion):
@@ -19,9 +19,12 @@ class ImageDiffusion(LatentDiffusion):
     suffix: ClassVar[str] = ".png"
     size_options: ClassVar[tuple[str, ...]] = ("width", "height")
 
-    def latents(self, targets: Tensor, generator: torch.Generator | None) -> Tensor:
-        vae = self.pipeline.vae
-        found: Tensor = vae.encode(targets).latent_dist.sample(generator)
+    def posterior(self, targets: Tensor) -> Tensor:
+        parameters: Tensor = self.pipeline.vae.encode(targets).latent_dist.parameters
+        return parameters
+
+    def latents(self, encoded: Tensor, generator: torch.Generator | None) -> Tensor:
+        vae, found = self.pipeline.vae, drawn(encoded, generator)
         return (found - (vae.config.get("shift_factor") or 0.0)) * float(vae.config.scaling_factor)
 
     def outputs(self, result: Any) -> list[Artifact]:
@@ -145,10 +148,12 @@ class Sana(ImageDiffusion):
     def call_arguments(self, condition: Condition, negative: Condition | None) -> dict[str, Any]:
         return super().call_arguments(condition, negative) | {"negative_prompt": None, "use_resolution_binning": False}
 
-    def latents(self, targets: Tensor, generator: torch.Generator | None) -> Tensor:
-        vae = self.pipeline.vae
-        out: Tensor = vae.encode(targets).latent * vae.config.scaling_factor
-        return out
+    def posterior(self, targets: Tensor) -> Tensor:
+        found: Tensor = self.pipeline.vae.encode(targets).latent
+        return found
+
+    def latents(self, encoded: Tensor, generator: torch.Generator | None) -> Tensor:
+        return encoded * float(self.pipeline.vae.config.scaling_factor)
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         transformer = self.pipeline.transformer

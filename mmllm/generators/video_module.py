@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from mmllm.generators.base import Artifact, Clip, Condition
-from mmllm.generators.diffusion_module import LatentDiffusion, older_watch
+from mmllm.generators.diffusion_module import LatentDiffusion, drawn, older_watch
 
 
 class VideoDiffusion(LatentDiffusion):
@@ -39,11 +39,15 @@ class TextToVideo(VideoDiffusion):
         found, against = self.pipeline.encode_prompt(prompts, self.device, 1, True, negatives)
         return Condition({"text": found}), Condition({"text": against})
 
-    def latents(self, targets: Tensor, generator: torch.Generator | None) -> Tensor:
-        vae, (count, _, frames) = self.pipeline.vae, targets.shape[:3]
-        flat = vae.encode(targets.transpose(1, 2).flatten(0, 1)).latent_dist.sample(generator)
-        found: Tensor = flat.unflatten(0, (count, frames)).transpose(1, 2)
-        return found * float(vae.config.scaling_factor)
+    def posterior(self, targets: Tensor) -> Tensor:
+        """``(N, frames, …)``."""
+        flat: Tensor = self.pipeline.vae.encode(targets.transpose(1, 2).flatten(0, 1)).latent_dist.parameters
+        return flat.reshape(targets.shape[0], targets.shape[2], *flat.shape[1:])
+
+    def latents(self, encoded: Tensor, generator: torch.Generator | None) -> Tensor:
+        flat = drawn(encoded.flatten(0, 1), generator)
+        found = flat.reshape(*encoded.shape[:2], *flat.shape[1:]).transpose(1, 2)
+        return found * float(self.pipeline.vae.config.scaling_factor)
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         out: Tensor = self.pipeline.unet(noisy, timesteps, encoder_hidden_states=condition["text"]).sample
@@ -67,14 +71,17 @@ class Wan(VideoDiffusion):
         )
         return Condition({"text": found}), Condition({"text": against})
 
-    def latents(self, targets: Tensor, generator: torch.Generator | None) -> Tensor:
+    def posterior(self, targets: Tensor) -> Tensor:
+        parameters: Tensor = self.pipeline.vae.encode(targets).latent_dist.parameters
+        return parameters
+
+    def latents(self, encoded: Tensor, generator: torch.Generator | None) -> Tensor:
         vae = self.pipeline.vae
         mean, spread = (
-            torch.tensor(values, device=targets.device, dtype=targets.dtype).view(1, -1, 1, 1, 1)
+            torch.tensor(values, device=encoded.device, dtype=self.dtype).view(1, -1, 1, 1, 1)
             for values in (vae.config.latents_mean, vae.config.latents_std)
         )
-        found: Tensor = vae.encode(targets).latent_dist.sample(generator)
-        return (found - mean) / spread
+        return (drawn(encoded, generator) - mean) / spread
 
     def denoise(self, noisy: Tensor, timesteps: Tensor, condition: Condition) -> Tensor:
         out: Tensor = self.pipeline.transformer(

@@ -22,7 +22,8 @@ from torch.utils.flop_counter import flop_registry
 
 from mmllm.config.families import Shape
 from mmllm.generators.base import Condition
-from mmllm.model import MultimodalLM, Output
+from mmllm.model import MultimodalLM
+from mmllm.outputs import Output
 from mmllm.processing.batch import Batch
 
 HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}

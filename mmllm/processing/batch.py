@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmllm.cache.media import CachedBatch, Known
+
 OBJECTIVES = (
     "text", "condition", "denoise", "contrastive", "decision",
     "itc", "itm", "itg", "alignment", "reconstruction", "self_contrastive", "quantization",
@@ -21,6 +23,7 @@ class Span:
 
     ``layout`` is how the encoder's features lie, where the projector asks for it; ``caption`` what the assistant says to it,
     where it is alone of its modality in its message.
+    With a cache of features ``known`` is what was found in it, and ``item`` is empty.
     A ``fused`` one takes no tokens beside its markers; its features are seen from the first marker on, ``start - 1``.
     """
 
@@ -31,12 +34,13 @@ class Span:
     layout: tuple[int, ...] | None = None
     caption: str | None = None
     fused: bool = False
+    known: Known | None = None
 
 
 @dataclass(frozen=True)
 class Made:
     """One medium that the assistant makes: its signal tokens from token ``start`` on, what it shows, and the tensor of
-    the target (None when it is not wanted or not given).
+    the target (None when it is not wanted or not given; with a cache of latents what was found in it).
 
     ``seen`` is what the encoder of its modality takes of it (None likewise); ``retrieved`` whether it is an existing
     medium (None where the data do not say).
@@ -45,7 +49,7 @@ class Made:
     modality: str
     start: int
     caption: str | None
-    target: Tensor | None
+    target: Tensor | Known | None
     seen: dict[str, Tensor] | None = None
     retrieved: bool | None = None
 
@@ -86,7 +90,8 @@ class MediaBatch:
     ``inputs`` is what the encoder takes. Row ``sources[i]`` of the projector's output, seen as ``(N * Q, D_llm)``, belongs
     at row ``positions[i]`` of the token embeddings, seen as ``(B * T, D_llm)``. ``width`` is Q. ``layouts (N, K)`` are the
     items' layouts where the projector asks for them. Of fused media none has a row: ``fused (N, 3)`` are row, first column that
-    sees it, and number of features of each.
+    sees it, and number of features of each. With a cache of features ``inputs`` are those of the items that are not ``cached``
+    only.
     """
 
     inputs: dict[str, Tensor]
@@ -95,11 +100,15 @@ class MediaBatch:
     width: int
     layouts: Tensor | None = None
     fused: Tensor | None = None
+    cached: CachedBatch | None = None
 
     def to(self, device: torch.device | str) -> MediaBatch:
         inputs = {k: v.to(device, non_blocking=True) for k, v in self.inputs.items()}
         layouts, fused = (None if t is None else t.to(device) for t in (self.layouts, self.fused))
-        return MediaBatch(inputs, self.positions.to(device), self.sources.to(device), self.width, layouts, fused)
+        cached = None if self.cached is None else self.cached.to(device)
+        return MediaBatch(
+            inputs, self.positions.to(device), self.sources.to(device), self.width, layouts, fused, cached
+        )
 
 
 @dataclass
@@ -126,7 +135,7 @@ class MadeBatch:
     ``positions (N, K)`` are flat indices of their signal tokens into B*T. Item ``captioned[i]`` shows ``captions[i]``; item
     ``drawn[i]`` has the target ``targets[i]`` (None without any). ``seen`` is what the modality's encoder takes of the
     items ``shown`` (None without any). Of item ``decided[i]`` the data say whether it exists, ``retrieved[i]`` (1), or is
-    generated (0).
+    generated (0). With a cache of latents ``targets`` are those of the media that are not ``cached`` only.
     """
 
     positions: Tensor
@@ -138,11 +147,14 @@ class MadeBatch:
     shown: Tensor
     decided: Tensor
     retrieved: Tensor
+    cached: CachedBatch | None = None
 
     def to(self, device: torch.device | str) -> MadeBatch:
         def moved(value: Any) -> Any:
             if isinstance(value, dict):
                 return {name: moved(tensor) for name, tensor in value.items()}
+            if isinstance(value, CachedBatch):
+                return value.to(device)
             return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
 
         return MadeBatch(**{f.name: moved(getattr(self, f.name)) for f in fields(self)})

@@ -14,9 +14,10 @@ Labels. The chat template is rendered by transformers' sandboxed Jinja. Where it
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,31 +25,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mmllm.cache.media import CachedBatch, Facts, Known, MediaCache, Told
 from mmllm.config.base import BuildContext, problems_at
 from mmllm.config.families import outputs_of
-from mmllm.errors import ConfigError, DataError, MediaError, SampleTooLong
-from mmllm.processing.audio import decode_audio
+from mmllm.errors import ConfigError, DataError, SampleTooLong
 from mmllm.processing.batch import Batch, CodeBatch, Encoded, Made, MadeBatch, MediaBatch, Span
 from mmllm.processing.captions import CaptionReader, captions_of, collate_texts, said_in
-from mmllm.processing.images import decode_image
 from mmllm.processing.messages import Message, Part, Sample, check_turns, parse_messages
-from mmllm.processing.point_clouds import decode_point_cloud
-from mmllm.processing.sources import Limits, read_media
+from mmllm.processing.reading import decoded, prepared, read
+from mmllm.processing.sources import Limits
 from mmllm.processing.spans import render
-from mmllm.processing.video import decode_video
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from mmllm.config.families import Preprocessor, ProjectorConfig, Target, TokenGroup
     from mmllm.config.run import ModelConfig
-
-DECODERS: dict[str, Callable[..., Any]] = {
-    "image": decode_image,
-    "audio": decode_audio,
-    "video": decode_video,
-    "point_cloud": decode_point_cloud,
-}
 
 
 @dataclass(frozen=True)
@@ -126,6 +118,7 @@ class Processor:
         self.vocab_rows = vocab_rows
         self._targets = self._shown = False
         self._captions: dict[str, CaptionReader] = {}
+        self._caches: dict[str, MediaCache] = {}
         # mmllm's own tokens, from `vocab_rows` on. Those that the backbone writes come first, since they alone have rows in
         # the head; placeholders last: they need no embedding row.
         self.signals: dict[str, Signals] = {}
@@ -196,6 +189,14 @@ class Processor:
         other._captions = dict(readers)
         return other
 
+    def reading_caches(self, caches: Mapping[str, MediaCache]) -> Processor:
+        """This processor, looking media up in ``caches``, by their part (``inputs.image``, ``outputs.image``), before it
+        decodes them. Its batches are to go through ``mmllm.training.caching.complete``.
+        """
+        other = copy(self)
+        other._caches = dict(caches)
+        return other
+
     def encode_sample(self, sample: Sample, max_length: int) -> Encoded:
         """Token ids and labels of a training conversation.
 
@@ -263,12 +264,15 @@ class Processor:
                 encoded.ids.extend(signals.ids)
                 encoded.supervised.extend([not generation_prompt] * signals.count)
                 continue
-            modality, item = self.modalities[part.type], self.load(part, root)
+            modality, found = self.modalities[part.type], self._known(part, root)
+            item: dict[str, Tensor] = self.load(part, root) if found is None else {}
+            asked: Any = modality.preprocessor if found is None else Told(found.facts)
             path = f"model.inputs.{part.type}.projector"
-            count, layout = outputs_of(modality.projector, modality.preprocessor, item, path)
+            count, layout = outputs_of(modality.projector, asked, item, path)
             start, end = ([m] for m in modality.markers) if modality.markers else ([], [])
             place, width = len(encoded.ids) + len(start), 0 if modality.fused else count
-            encoded.spans.append(Span(part.type, place, count, item, layout, captions[piece.media], modality.fused))
+            said = captions[piece.media]
+            encoded.spans.append(Span(part.type, place, count, item, layout, said, modality.fused, found))
             encoded.ids.extend(start + [modality.placeholder] * width + end)
             encoded.supervised.extend([False] * (len(encoded.ids) - len(encoded.supervised)))
         return encoded
@@ -283,34 +287,28 @@ class Processor:
                 message, shown = Message(message.role, (*shown, *message.parts)), ()
             yield message
 
-    def _target(self, part: Part, root: Path | None) -> Tensor | None:
-        signals = self.signals[part.type]
-        target = signals.target
-        if target is None or (part.value is None and not signals.group.free):
-            return None
-        return target(self._decoded(part, root, target.media, target.decode_options))
-
     def load(self, part: Part, root: Path | None) -> dict[str, Tensor]:
         """What the encoder of ``part.type`` takes of a medium, without a batch axis. Raises ``MediaError``."""
-        preprocessor = self.modalities[part.type].preprocessor
-        decoded = self._decoded(part, root, preprocessor.media, preprocessor.decode_options)
-        try:
-            # Samples of replies are drawn inside a training run's autocast; what is prepared must not depend on that.
-            with torch.autocast("cpu", enabled=False):
-                return preprocessor(decoded)
-        except MediaError as error:
-            raise _named(error, part) from error
+        return prepared(part, read(part, root, self.limits), self.modalities[part.type].preprocessor, self.limits)
 
-    def _decoded(self, part: Part, root: Path | None, media: str, options: Mapping[str, Any]) -> Any:
-        if part.value is None:
-            raise MediaError(f"a {part.type} with a caption but no file; it cannot be looked at")
-        if media not in DECODERS:
-            raise MediaError(f"{media} cannot be read from files, only {', '.join(DECODERS)}")
-        data = read_media(part.value, root=root, limits=self.limits)
-        try:
-            return DECODERS[media](data, limits=self.limits, **options)
-        except MediaError as error:
-            raise _named(error, part) from error
+    def _known(self, part: Part, root: Path | None) -> Known | None:
+        """A medium in the cache of its encoder's features, prepared where it is not there yet; None without a cache."""
+        if (cache := self._caches.get(f"inputs.{part.type}")) is None:
+            return None
+        preprocessor, limits = self.modalities[part.type].preprocessor, self.limits
+        data = read(part, root, limits)
+        return cache.find(data, lambda: prepared(part, data, preprocessor, limits), partial(Facts.of, preprocessor))
+
+    def _target(self, part: Part, root: Path | None) -> Tensor | Known | None:
+        """The target of what the assistant makes, or what the cache of its latents has of it; None where there is none."""
+        signals = self.signals[part.type]
+        target, limits = signals.target, self.limits
+        if target is None or (part.value is None and not signals.group.free):
+            return None
+        data = read(part, root, limits)
+        if (cache := self._caches.get(f"outputs.{part.type}")) is None:
+            return target(decoded(part, data, target, limits))
+        return cache.find(data, lambda: {"target": target(decoded(part, data, target, limits))}, lambda _: Facts())
 
     def collate(self, samples: Sequence[Encoded], *, pad_left: bool = False, pack: bool = False) -> Batch:
         """One batch, padded on the right (training) or on the left (generation, where all must end together), or packed: all
@@ -360,7 +358,9 @@ class Processor:
 
     def _collate_media(self, name: str, placed: list[tuple[int, Span]], row_width: int) -> MediaBatch:
         modality = self.modalities[name]
-        inputs = modality.preprocessor.collate([span.item for _, span in placed])
+        known = [span.known for _, span in placed if span.known is not None]
+        cached = CachedBatch.of(known) if known else None
+        inputs = {} if known else modality.preprocessor.collate([span.item for _, span in placed])
         # The projector's padded length: the item with the most outputs sets it.
         width = max(span.count for _, span in placed)
         told = [span.layout for _, span in placed if span.layout is not None]
@@ -368,39 +368,36 @@ class Processor:
         if modality.fused:
             none = torch.zeros(0, dtype=torch.int64)
             places = [[*divmod(start - 1, row_width), span.count] for start, span in placed]
-            return MediaBatch(inputs, none, none, width, layouts, torch.tensor(places))
+            return MediaBatch(inputs, none, none, width, layouts, torch.tensor(places), cached)
         positions = torch.cat([torch.arange(start, start + span.count) for start, span in placed])
         sources = torch.cat([torch.arange(i * width, i * width + span.count) for i, (_, span) in enumerate(placed)])
-        return MediaBatch(inputs, positions, sources, width, layouts)
+        return MediaBatch(inputs, positions, sources, width, layouts, cached=cached)
 
     def _collate_made(self, name: str, placed: list[tuple[int, Made]]) -> MadeBatch:
         count = self.signals[name].count
         positions = torch.stack([torch.arange(start, start + count) for start, _ in placed])
         captions = [(i, made.caption) for i, (_, made) in enumerate(placed) if made.caption is not None]
         targets = [(i, made.target) for i, (_, made) in enumerate(placed) if made.target is not None]
+        tensors = [target for _, target in targets if isinstance(target, Tensor)]
+        known = [target for _, target in targets if isinstance(target, Known)]
         shown = [(i, made.seen) for i, (_, made) in enumerate(placed) if made.seen is not None]
         decided = [(i, made.retrieved) for i, (_, made) in enumerate(placed) if made.retrieved is not None]
         return MadeBatch(
             positions,
             [caption for _, caption in captions],
             torch.tensor([i for i, _ in captions], dtype=torch.int64),
-            torch.stack([target for _, target in targets]) if targets else None,
+            torch.stack(tensors) if tensors else None,
             torch.tensor([i for i, _ in targets], dtype=torch.int64),
             self.modalities[name].preprocessor.collate([seen for _, seen in shown]) if shown else None,
             torch.tensor([i for i, _ in shown], dtype=torch.int64),
             torch.tensor([i for i, _ in decided], dtype=torch.int64),
             torch.tensor([retrieved for _, retrieved in decided], dtype=torch.int64),
+            CachedBatch.of(known) if known else None,
         )
 
     def _collate_codes(self, name: str, placed: list[tuple[int, Made]]) -> CodeBatch:
         signals = self.signals[name]
         places = torch.tensor(signals.group.free)
-        targets = torch.stack([made.target for _, made in placed if made.target is not None])
+        targets = torch.stack([made.target for _, made in placed if isinstance(made.target, Tensor)])
         positions = torch.stack([start + places for start, _ in placed])
         return CodeBatch(targets, positions, torch.tensor(signals.code_firsts))
-
-
-def _named(error: MediaError, part: Part) -> MediaError:
-    """The error with the file's name: of several files the reader wants to know which. Bytes and data URLs have none."""
-    named = isinstance(part.value, str) and not part.value.startswith("data:")
-    return MediaError(f"{Path(str(part.value)).name}: {error}" if named else str(error))

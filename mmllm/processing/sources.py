@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from mmllm.errors import MediaError
 
 DECODER_VERSION = 1
-"""Raised whenever a rule of a decoder (``mmllm.processing.processor.DECODERS``) changes what the same bytes decode to."""
+"""Raised whenever a rule of a decoder (``mmllm.processing.reading.DECODERS``) changes what the same bytes decode to."""
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+:")  # two or more characters: one letter and a colon is a drive
 _DATA_URL = re.compile(r"data:[^,]*;base64,", re.IGNORECASE)

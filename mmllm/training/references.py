@@ -22,7 +22,7 @@ def stored_parts(model: MultimodalLM, config: ModelConfig, context: BuildContext
     """
     kept = list(trained)
     nearly = {part for part, choice in map(split, kept) if isinstance(choice, frozenset)}
-    whole = [name for name in model.parts() if name in kept or name in nearly or not _sources(config, context, name)]
+    whole = [name for name in model.parts() if name in kept or name in nearly or not sources(config, context, name)]
     return whole + [name for name in kept if split(name)[0] not in whole]
 
 
@@ -39,7 +39,7 @@ def references(
     for name in model.parts():
         if name in stored:
             continue
-        for path, node in _sources(config, context, name).items():
+        for path, node in sources(config, context, name).items():
             location, revision = context.resolve(str(node["pretrained"])), node.get("revision")
             local = Path(location).exists()
             result[path] = {
@@ -86,7 +86,7 @@ def _recorded(folder: Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 
-def _sources(config: ModelConfig, context: BuildContext, part: str) -> dict[str, dict[str, Any]]:
+def sources(config: ModelConfig, context: BuildContext, part: str) -> dict[str, dict[str, Any]]:
     """The config nodes whose ``pretrained`` together restore a frozen part, by dotted path; empty when they cannot."""
     node: Any = config
     for word in part.split("."):

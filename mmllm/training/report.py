@@ -262,6 +262,7 @@ def _stage_summary(name: str, rows: list[dict[str, Any]], seconds: float) -> lis
             f"The loss leapt at step {row['step']}: back to step {row['rolled_back_to']}, and on behind the leap."
         )
     lines += [f"Skipped samples: {', '.join(f'{n} x {reason}' for reason, n in skipped.items()) or 'none'}.", ""]
+    lines += _caches([row["cache"] for row in rows if "cache" in row])
     if evaluations:
         lines += _markdown(
             [["step", "evaluation loss"], *([str(r["step"]), f"{r['eval_loss']:.4f}"] for r in evaluations)]
@@ -271,6 +272,29 @@ def _stage_summary(name: str, rows: list[dict[str, Any]], seconds: float) -> lis
     for question, expected, answer in answered[-1] if answered else []:
         lines += [f"> **{question}**  ", f"> expected: {expected}  ", f"> answered: {answer}", ""]
     return lines
+
+
+def _caches(told: list[dict[str, dict[str, Any]]]) -> list[str]:
+    """What the caches of a stage gained, a line each; ``told`` are ``Tally``s by part, of every time that it was run."""
+    lines = []
+    for part in dict.fromkeys(part for row in told for part in row):
+        own = [row[part] for row in told if part in row]
+        sums = {key: sum(row[key] for row in own) for key in own[0] if key != "off"}
+        line = f"Cache of `{part}`: {sums['made']:,} media computed and kept"
+        if sums["made"]:
+            line += f" ({_each(sums['making'], sums['made'])}, keeping them {_each(sums['writing'], sums['made'])})"
+        line += f", {sums['read']:,} read"
+        if sums["read"]:
+            ratio = sums["spared"] / max(sums["reading"], 1e-9)
+            line += f" ({_each(sums['reading'], sums['read'])} instead of {_each(sums['spared'], sums['read'])}: "
+            line += f"{ratio:.3g} times as fast)"
+        slower = " Reading was slower than computing, so it was turned off." if any(row["off"] for row in own) else ""
+        lines.append(f"- {line}.{slower}")
+    return [*lines, ""] if lines else []
+
+
+def _each(seconds: float, count: int) -> str:
+    return f"{1e3 * seconds / max(count, 1):.3g} ms each"
 
 
 def table(rows: list[list[str]]) -> Table:

@@ -18,6 +18,7 @@ from mmllm.errors import ConfigError, TrainingError
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
 from mmllm.training import checkpoint, resuming
+from mmllm.training.caching import open_room
 from mmllm.training.records import record_start
 from mmllm.training.references import check_references, pinned
 from mmllm.training.report import Reporter, check_trackers, duration, write_summary
@@ -99,9 +100,10 @@ def open_run(
         model.backbone.compile_layers()
     if config.short_cuts:
         model.backbone.take_short_cuts()
-    _keep_text_conditions(config, model, folder, accelerator.num_processes)
+    keep_text_conditions(config, model, folder, accelerator.num_processes)
     saver = Saver(asynchronous=config.save_async)
     run = Run(config, context, accelerator, model, processor, folder, Reporter(accelerator, folder), saver)
+    run.room = open_room(config, folder, accelerator.num_processes)
     source = newest or start_from
     if source is not None:
         source = source / "final" if (source / "final").is_dir() else source
@@ -144,7 +146,7 @@ def finish(run: Run) -> Path:
     return final
 
 
-def _keep_text_conditions(config: RunConfig, model: MultimodalLM, folder: Path, processes: int) -> None:
+def keep_text_conditions(config: RunConfig, model: MultimodalLM, folder: Path, processes: int) -> None:
     """Let the model take text conditions from the run's cache, if any stage asks for them."""
     if config.cache is None or not any("condition" in stage.objectives for stage in config.stages):
         return

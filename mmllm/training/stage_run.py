@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Self, cast
 
+from mmllm.cache.store import Room
 from mmllm.config.base import BuildContext
 from mmllm.config.pieces import split
 from mmllm.config.run import RunConfig, StageConfig
@@ -25,6 +26,7 @@ from mmllm.processing.captions import caption_readers
 from mmllm.processing.processor import Processor
 from mmllm.training import checkpoint
 from mmllm.training.batches import EvalDataset, StepDataset, loader
+from mmllm.training.caching import close, commit, complete, completed, open_caches
 from mmllm.training.checkpoint import Position
 from mmllm.training.loop import StepResult, SummedLoss, evaluate, run_steps
 from mmllm.training.micro_batches import batching_of
@@ -45,7 +47,7 @@ log = logging.getLogger(__name__)
 @dataclass
 class Run:
     """What the stages of a run share. ``trained`` names the parts trained so far, ``position`` is where the run
-    resumes.
+    resumes. ``room`` is what is left for the features and latents that it keeps, if it keeps any.
     """
 
     config: RunConfig
@@ -58,6 +60,7 @@ class Run:
     saver: Saver
     trained: list[str] = field(default_factory=list)
     position: Position | None = None
+    room: Room | None = None
 
 
 class StageRun:
@@ -77,6 +80,8 @@ class StageRun:
         )
         if stage.reads_captions:
             processor = processor.reading_captions(caption_readers(run.config.model, run.context))
+        self.caches = open_caches(run.config, model, processor, accelerator.device.type, run.room)
+        self.processor = processor = processor.reading_caches(self.caches)
         batching = batching_of(stage, model)
         self.steps = StepDataset(self.data, processor, stage, rank=rank, world=world, batching=batching)
         self.eval_data = StageData(stage.eval_data, run.config.seed, run.context) if stage.eval_data else None
@@ -123,7 +128,9 @@ class StageRun:
                         self.optimizer,
                         self.parts,
                         stage,
-                        loader(self.steps, range(self.done, last), stage.num_workers),
+                        completed(
+                            loader(self.steps, range(self.done, last), stage.num_workers), self.processor, self.caches
+                        ),
                         total=len(self.steps),
                         seed=run.config.seed,
                         skips=skips,
@@ -133,6 +140,7 @@ class StageRun:
                 if not self.leapt:
                     break
                 self._roll_back()
+        close(self.caches, run.reporter, stage.name, self.done)
         if snapshot is not None:
             snapshot.check(run.model)
         if self.done == len(self.steps):
@@ -153,6 +161,8 @@ class StageRun:
     def _after(self, result: StepResult, stop: bool) -> bool:
         """What comes behind a step; whether the loop ends here."""
         stage, self.done, self.stopped = self.stage, result.step, stop
+        # All that a step has put, or nothing: a resumed run then computes the same media together.
+        commit(self.caches)
         now = time.monotonic()
         row = asdict(result)
         ids = row.pop("ids")
@@ -200,10 +210,12 @@ class StageRun:
         run, stage = self.shared, self.stage
         row: dict[str, Any] = {"step": self.done}
         if self.eval_data is not None:
-            batches = loader(self.eval_set, range(len(self.eval_set)), stage.num_workers)
+            read = loader(self.eval_set, range(len(self.eval_set)), stage.num_workers)
+            batches = (b if b is None else complete(b, self.processor, self.caches) for b in read)
             means = evaluate(run.accelerator, SummedLoss(run.model, stage.objectives), batches)
             row["eval_loss"] = sum(weight * means[name] for name, weight in stage.objectives.items())
             row["eval_losses"] = means
+            commit(self.caches)
         if stage.samples and stage.answers and run.accelerator.is_main_process:
             with run.accelerator.autocast():
                 row["replies"] = sample_replies(run.model, run.processor, self.eval_data or self.data, stage.samples)
