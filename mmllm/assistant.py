@@ -31,6 +31,9 @@ class Assistant:
     def __init__(self, model: MultimodalLM, processor: Processor) -> None:
         self.model = model.eval()
         self.processor = processor
+        # Both are tried out on the model: here, not while the first answer is waited for.
+        model.backbone.start_packing()
+        model.backbone.trim_last_layer()
         self.retrieval: dict[str, Retrieval] = {}
 
     def use_index(self, index: MediaIndex | str | Path, rule: Rule = "auto", threshold: float = 0.5) -> None:

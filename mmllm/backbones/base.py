@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from mmllm.backbones.reading_module import PaddedReading, Reading
 
 if TYPE_CHECKING:
     from mmllm.adapters.base import Adapter
@@ -101,6 +104,22 @@ class Backbone(nn.Module):
     @abstractmethod
     def new_cache(self) -> Any:
         """An empty memory for ``forward``, for one batch that is decoded step by step."""
+
+    @abstractmethod
+    def keep_rows(self, cache: Any, rows: Tensor) -> None:
+        """Let ``cache``, which holds a batch, hold its ``rows`` alone (int64, rising), in place."""
+
+    def reads_rows(self, lengths: Sequence[int]) -> bool:
+        """Whether ``row_reading`` takes prompts of these lengths; else they are padded."""
+        return False
+
+    def row_reading(self, lengths: Sequence[int]) -> Reading:
+        """How prompts of ``lengths`` are read that ``reads_rows`` said yes to."""
+        raise NotImplementedError
+
+    def reading(self, attention: Tensor) -> Reading:
+        """How prompts are read that are padded in front; ``attention (B, T)`` says what is real."""
+        return PaddedReading(self, attention)
 
     @abstractmethod
     def forward(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from mmllm.backbones.base import BackboneOutput
 from mmllm.backbones.language_model_module import LanguageModel
 from mmllm.backbones.packing import PACKED, as_mask, register
+from mmllm.backbones.reading_module import Reading, RowReading
 from mmllm.backbones.trimming import last_layer, trim
 from mmllm.config.families import AdapterConfig
 
@@ -120,6 +122,28 @@ class CausalLM(LanguageModel):
         from transformers import PreTrainedModel
 
         return next(module for module in self.model.modules() if isinstance(module, PreTrainedModel))
+
+    def keep_rows(self, cache: Any, rows: Tensor) -> None:
+        if isinstance(cache, RecurrentStates):
+            cache.rows = [cache.rows[row] for row in rows.tolist()]
+        else:
+            cache.reorder_cache(rows)
+
+    @cached_property
+    def _full_layers(self) -> int:
+        """How many layers keep keys and values of all that was read; 0 where anything else is kept as well."""
+        prefixed = self.adapter is not None and self.adapter.positions > 0
+        attention = self._language_model().config._attn_implementation
+        if self._memory != "past_key_values" or not self._positions or prefixed or attention not in ("sdpa", PACKED):
+            return 0
+        layers = self.new_cache().layers
+        return len(layers) if {type(layer).__name__ for layer in layers} == {"DynamicLayer"} else 0
+
+    def reads_rows(self, lengths: Sequence[int]) -> bool:
+        return self._full_layers > 0 and (len(set(lengths)) == 1 or self.start_packing())
+
+    def row_reading(self, lengths: Sequence[int]) -> Reading:
+        return RowReading(self, lengths, self._full_layers)
 
     @torch.no_grad()
     def _equal(
