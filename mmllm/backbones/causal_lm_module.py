@@ -60,20 +60,24 @@ class CausalLM(LanguageModel):
         # What a prefix adds in front of a row belongs in front of each of its sequences. Compiled layers would be compiled
         # again for every number of sequences.
         prefixed = self.adapter is not None and self.adapter.positions > 0
-        if config._attn_implementation != "sdpa" or not self._positions or prefixed or self._compiled:
+        before = config._attn_implementation
+        if before not in ("sdpa", "eager") or not self._positions or prefixed or self._compiled:
             return False
         register()
         self._language_model().set_attn_implementation(PACKED)
         if config._attn_implementation != PACKED:  # a family with attention of its own (Falcon) only warns
             return False
         lengths = torch.tensor([3, 5])
-        if self._equal(
-            lambda x: self(x, lengths=lengths).logits,
-            lambda x: torch.cat([self(piece).logits for piece in torch.split(x, [3, 5], dim=1)], dim=1),
-            lambda x: self(x).logits,
-        ):
-            return True
-        self._language_model().set_attn_implementation("sdpa")
+        try:
+            if self._equal(
+                lambda x: self(x, lengths=lengths).logits,
+                lambda x: torch.cat([self(piece).logits for piece in torch.split(x, [3, 5], dim=1)], dim=1),
+                lambda x: self(x).logits,
+            ):
+                return True
+        except ValueError:  # what transformers' sdpa cannot do for a family that is eager by nature (a soft cap)
+            pass
+        self._language_model().set_attn_implementation(before)
         return False
 
     def take_short_cuts(self) -> list[str]:
@@ -135,14 +139,15 @@ class CausalLM(LanguageModel):
     def _full_layers(self) -> int:
         """How many layers keep keys and values of all that was read; 0 where anything else is kept as well."""
         prefixed = self.adapter is not None and self.adapter.positions > 0
-        attention = self._language_model().config._attn_implementation
-        if self._memory != "past_key_values" or not self._positions or prefixed or attention not in ("sdpa", PACKED):
+        if self._memory != "past_key_values" or not self._positions or prefixed:
             return 0
         layers = self.new_cache().layers
         return len(layers) if {type(layer).__name__ for layer in layers} == {"DynamicLayer"} else 0
 
     def reads_rows(self, lengths: Sequence[int]) -> bool:
-        return self._full_layers > 0 and (len(set(lengths)) == 1 or self.start_packing())
+        # Others would not take a mask of four axes, or need one where there is nothing to hide.
+        known = self._language_model().config._attn_implementation in ("sdpa", PACKED)
+        return known and self._full_layers > 0 and (len(set(lengths)) == 1 or self.start_packing())
 
     def row_reading(self, lengths: Sequence[int]) -> Reading:
         return RowReading(self, lengths, self._full_layers)

@@ -28,8 +28,8 @@ def quicken(*models: nn.Module) -> int:
         weight = module.weight
         if weight.shape[0] > weight.shape[1] and id(weight) not in looked_up:
             weight.data = weight.data.t().contiguous().t()
-        if torch.backends.mkldnn.is_available():
-            module.forward = partial(product, module)
+        if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+            vars(module)["forward"] = partial(product, module)
     return len(found)
 
 

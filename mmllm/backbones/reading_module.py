@@ -66,8 +66,7 @@ class KeyValues:
     all that it holds for every token of every layer.
 
     While ``places`` are set, what comes is one row of all prompts: token i goes to row ``places[0][i]`` and column
-    ``places[1][i]``, and attention gets what came. While ``column`` (int64, (1,)) is set, what comes goes there, and attention
-    gets the whole buffers: the shapes that a recorded graph needs.
+    ``places[1][i]``, and attention gets what came.
     """
 
     is_compileable = False  # as transformers asks it
@@ -77,7 +76,6 @@ class KeyValues:
         self.held = [0] * layers
         self.buffers: list[tuple[Tensor, Tensor] | None] = [None] * layers
         self.places: tuple[Tensor, Tensor] | None = None
-        self.column: Tensor | None = None
 
     @contextmanager
     def laying_out(self, lengths: Sequence[int], device: torch.device) -> Iterator[None]:
@@ -100,10 +98,6 @@ class KeyValues:
             for buffer, new in zip(pair, (key, value), strict=True):
                 buffer.transpose(1, 2)[self.places] = new[0].transpose(0, 1)
             return key, value
-        if self.column is not None and pair is not None:
-            for buffer, new in zip(pair, (key, value), strict=True):
-                buffer.index_copy_(2, self.column, new)
-            return pair
         begin = self.held[layer_idx]
         end = self.held[layer_idx] = begin + key.shape[2]
         if pair is None or end > pair[0].shape[2]:
