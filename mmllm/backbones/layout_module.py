@@ -39,7 +39,8 @@ def _plain(weight: Tensor) -> bool:
 
 def product(layer: nn.Linear, x: Tensor) -> Tensor:
     """What ``layer`` gives for ``x (…, in)``: by oneDNN, for several tokens that nothing is to be learned from."""
-    if x.numel() == layer.in_features or x.dtype != torch.float32 or torch.is_grad_enabled():
+    usual = x.is_cpu and x.dtype == torch.float32  # the model may have been moved since
+    if x.numel() == layer.in_features or not usual or torch.is_grad_enabled():
         return F.linear(x, layer.weight, layer.bias)
     # The operation that torch's own compiler chooses; `F.linear` would take MKL.
     found: Tensor = torch.ops.mkldnn._linear_pointwise(x, layer.weight, layer.bias, "none", [], "")

@@ -71,8 +71,7 @@ class KeyValues:
 
     is_compileable = False  # as transformers asks it
 
-    def __init__(self, layers: int, room: int = GROWTH) -> None:
-        self.room = room
+    def __init__(self, layers: int) -> None:
         self.held = [0] * layers
         self.buffers: list[tuple[Tensor, Tensor] | None] = [None] * layers
         self.places: tuple[Tensor, Tensor] | None = None
@@ -112,9 +111,7 @@ class KeyValues:
     ) -> tuple[Tensor, Tensor]:
         """New buffers of ``shape`` (B, columns) and some room, with what is ``held`` so far."""
         # Zeros: what is masked takes part in a product all the same, where a stray not-a-number would survive.
-        keys, values = (
-            new.new_zeros(shape[0], new.shape[1], shape[1] + self.room, new.shape[3]) for new in (key, value)
-        )
+        keys, values = (new.new_zeros(shape[0], new.shape[1], shape[1] + GROWTH, new.shape[3]) for new in (key, value))
         old = self.buffers[layer]
         if old is not None:
             keys[:, :, :held], values[:, :, :held] = (buffer[:, :, :held] for buffer in old)
@@ -146,8 +143,8 @@ class RowReading(Reading):
     length as ``(B, T, D_llm)``. What they leave lies in rows that end together, so what follows is read as a batch.
     """
 
-    def __init__(self, backbone: Backbone, lengths: Sequence[int], layers: int, room: int = GROWTH) -> None:
-        self.backbone, self.lengths, self.cache = backbone, list(lengths), KeyValues(layers, room)
+    def __init__(self, backbone: Backbone, lengths: Sequence[int], layers: int) -> None:
+        self.backbone, self.lengths, self.cache = backbone, list(lengths), KeyValues(layers)
         self.empty = [max(lengths) - length for length in lengths]  # columns in front of each row
         self.mask: Tensor | None = None
 
