@@ -34,7 +34,7 @@ class Assistant:
         self.processor = processor
         # Both are tried out on the model: here, not while the first answer is waited for.
         model.backbone.start_packing()
-        model.backbone.trim_last_layer()
+        model.backbone.take_short_cuts()
         self.retrieval: dict[str, Retrieval] = {}
 
     def use_index(self, index: MediaIndex | str | Path, rule: Rule = "auto", threshold: float = 0.5) -> None:
