@@ -33,7 +33,7 @@ class Assistant:
         self.model = model.eval()
         self.processor = processor
         # Both are tried out on the model: here, not while the first answer is waited for.
-        model.backbone.start_packing()
+        model.backbone.start_packing(instead_of=("sdpa", "eager"))
         model.backbone.take_short_cuts()
         self.retrieval: dict[str, Retrieval] = {}
 

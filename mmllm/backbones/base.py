@@ -94,8 +94,9 @@ class Backbone(nn.Module):
     def compile_layers(self) -> None:
         """Compile the repeated layers in place, for batches of any shape; the names of the parameters stay."""
 
-    def start_packing(self) -> bool:
-        """Let ``forward`` take rows of several sequences from now on. False where the model has no way to keep them apart."""
+    def start_packing(self, instead_of: Sequence[str] = ("sdpa",)) -> bool:
+        """Let ``forward`` take rows of several sequences from now on. False where the model has no way to keep them apart, or
+        computes attention otherwise than ``instead_of`` says."""
         return False
 
     def take_short_cuts(self) -> list[str]:

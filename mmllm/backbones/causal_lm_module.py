@@ -53,7 +53,7 @@ class CausalLM(LanguageModel):
         self.one_stream = self._memory != "state"  # without a mask rows are read one by one
         super().__init__(model, adapter, num_new_tokens, num_signals, tie_signals)
 
-    def start_packing(self) -> bool:
+    def start_packing(self, instead_of: Sequence[str] = ("sdpa",)) -> bool:
         config = self._language_model().config
         if config._attn_implementation == PACKED:
             return True
@@ -61,7 +61,7 @@ class CausalLM(LanguageModel):
         # again for every number of sequences.
         prefixed = self.adapter is not None and self.adapter.positions > 0
         before = config._attn_implementation
-        if before not in ("sdpa", "eager") or not self._positions or prefixed or self._compiled:
+        if before not in instead_of or not self._positions or prefixed or self._compiled:
             return False
         register()
         self._language_model().set_attn_implementation(PACKED)
