@@ -16,6 +16,7 @@ from mmllm.generation import Decoding, TextStream, decode
 from mmllm.making import Maker
 from mmllm.model import MultimodalLM
 from mmllm.outputs import Output
+from mmllm.processing.batch import Encoded
 from mmllm.processing.processor import Processor
 from mmllm.replies import Media, Reply, Truncated
 from mmllm.retrieval import MediaIndex, Retrieval, Rule, load_index
@@ -32,6 +33,9 @@ class Assistant:
     def __init__(self, model: MultimodalLM, processor: Processor) -> None:
         self.model = model.eval()
         self.processor = processor
+        # Both are tried out on the model: here, not while the first answer is waited for.
+        model.backbone.start_packing(instead_of=("sdpa", "eager"))
+        model.backbone.take_short_cuts()
         self.retrieval: dict[str, Retrieval] = {}
 
     def use_index(self, index: MediaIndex | str | Path, rule: Rule = "auto", threshold: float = 0.5) -> None:
@@ -110,8 +114,64 @@ class Assistant:
         before the first delta.
         """
         maker = Maker(self.model, media, seed, stop, self.retrieval)
-        parts = stripped(self._stream(messages, Decoding(max_new_tokens, temperature, top_p, seed), maker, stop))
+        how = Decoding(max_new_tokens, temperature, top_p, seed)
+        parts = (part for _, part in self._stream([messages], how, maker, stop))
         return parts if stream else collect(parts)
+
+    @overload
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Any]],
+        stream: Literal[True],
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        media: Mapping[str, Mapping[str, Any]] | None = None,
+        stop: threading.Event | None = None,
+    ) -> Iterator[tuple[int, str | Media | Truncated]]: ...
+    @overload
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Any]],
+        stream: Literal[False] = False,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        media: Mapping[str, Mapping[str, Any]] | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[Reply]: ...
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Any]],
+        stream: bool = False,
+        *,
+        max_new_tokens: int = 256,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        media: Mapping[str, Mapping[str, Any]] | None = None,
+        stop: threading.Event | None = None,
+    ) -> list[Reply] | Iterator[tuple[int, str | Media | Truncated]]:
+        """The replies to several conversations, decoded together: a list, or with ``stream`` an iterator of ``(index, part)``.
+
+        The parts of one index are those that ``chat`` streams for that conversation, each as soon as it is there; a
+        conversation that has been answered leaves the batch. Arguments are those of ``chat``, for all of them. With
+        temperature 0 each gets the reply that it gets alone. Of what is drawn, by ``temperature`` or by a generator, the
+        batch draws with one ``seed``: the i-th medium made gets ``seed + i``.
+        """
+        maker = Maker(self.model, media, seed, stop, self.retrieval)
+        how = Decoding(max_new_tokens, temperature, top_p, seed)
+        parts = self._stream(conversations, how, maker, stop)
+        if stream:
+            return parts
+        found: list[list[str | Media | Truncated]] = [[] for _ in conversations]
+        for index, part in parts:
+            found[index].append(part)
+        return [collect(iter(own)) for own in found]
 
     def generate(
         self,
@@ -127,13 +187,7 @@ class Assistant:
         With ``root`` the conversations come from a data file: media paths must lie inside that folder. ``ids`` are what
         errors call them, ``media`` as in ``chat``.
         """
-        names = ids or [f"conversation {i}" for i in range(len(conversations))]
-        prompts = []
-        for id, messages in zip(names, conversations, strict=True):
-            try:
-                prompts.append(self.processor.encode_prompt(messages, id=id, root=root))
-            except MediaError as error:
-                raise MediaError(f"{id}: {error}") from error
+        prompts = self._prompts(conversations, ids, root)
         how = Decoding(**decoding)
         maker = Maker(self.model, media, how.seed, retrieval=self.retrieval)
         words: list[list[int]] = [[] for _ in prompts]
@@ -156,24 +210,48 @@ class Assistant:
             for row, (reply, media) in enumerate(zip(words, made, strict=True))
         ]
 
+    def _prompts(
+        self, conversations: Sequence[Sequence[Any]], ids: Sequence[str] | None = None, root: Path | None = None
+    ) -> list[Encoded]:
+        prompts = []
+        for id, messages in zip(
+            ids or [f"conversation {i}" for i in range(len(conversations))], conversations, strict=True
+        ):
+            try:
+                prompts.append(self.processor.encode_prompt(messages, id=id, root=root))
+            except MediaError as error:
+                raise MediaError(f"{id}: {error}") from error
+        return prompts
+
     def _stream(
-        self, messages: Sequence[Any], decoding: Decoding, maker: Maker, stop: threading.Event | None
-    ) -> Iterator[str | Media | Truncated]:
-        prompt = self.processor.encode_prompt(messages)
-        text = TextStream(self.processor.tokenizer)
-        unfinished: dict[int, str] = {}
+        self, conversations: Sequence[Sequence[Any]], decoding: Decoding, maker: Maker, stop: threading.Event | None
+    ) -> Iterator[tuple[int, str | Media | Truncated]]:
+        """The parts of all replies with their conversations' indices, as they come."""
         try:
-            for step in decode(self.model, self.processor, [prompt], decoding, stop):
+            alone = len(conversations) == 1
+            prompts = [self.processor.encode_prompt(conversations[0])] if alone else self._prompts(conversations)
+            texts = [(TextStream(self.processor.tokenizer), Stripper()) for _ in prompts]
+            going = set(range(len(prompts)))
+            unfinished: dict[int, str] = {}
+            for step in decode(self.model, self.processor, prompts, decoding, stop) if prompts else ():
                 for group in step.groups:
-                    yield maker.make(group.modality, group.signals)
-                (token,) = step.ids
-                if token is not None and token < self.processor.vocab_rows and (delta := text.add(token)):
-                    yield delta
+                    yield group.row, maker.make(group.modality, group.signals, group.row)
+                for row in sorted(going):
+                    (text, stripper), token = texts[row], step.ids[row]
+                    if token is None:
+                        going.remove(row)
+                        new = text.rest()
+                    else:
+                        new = text.add(token) if token < self.processor.vocab_rows else ""
+                    if delta := stripper.add(new):
+                        yield row, delta
                 unfinished = step.unfinished
-            if rest := text.rest():
-                yield rest
-            for modality in unfinished.values():
-                yield Truncated(modality)
+            for row in sorted(going):
+                text, stripper = texts[row]
+                if delta := stripper.add(text.rest()):
+                    yield row, delta
+            for row, modality in unfinished.items():
+                yield row, Truncated(modality)
         finally:
             maker.close()
 
@@ -191,18 +269,30 @@ def collect(parts: Iterator[str | Media | Truncated]) -> Reply:
     return Reply.of(text, media, truncated)
 
 
-def stripped(parts: Iterator[str | Media | Truncated]) -> Iterator[str | Media | Truncated]:
+class Stripper:
     """The deltas of ``text.strip()``, given those of ``text``: many templates begin a reply with a space."""
-    begun, held = False, ""
+
+    def __init__(self) -> None:
+        self.begun, self.held = False, ""
+
+    def add(self, delta: str) -> str:
+        """What can be shown now; space is held back until something follows."""
+        self.held += delta
+        if not self.held.strip():
+            return ""
+        text = (self.held if self.begun else self.held.lstrip()).rstrip()
+        self.begun, self.held = True, self.held[len(self.held.rstrip()) :]
+        return text
+
+
+def stripped(parts: Iterator[str | Media | Truncated]) -> Iterator[str | Media | Truncated]:
+    """The parts of a streamed reply without space at both ends of its text."""
+    stripper = Stripper()
     for part in parts:
         if not isinstance(part, str):
             yield part
-            continue
-        held += part
-        if held.strip():
-            text = (held if begun else held.lstrip()).rstrip()
-            begun, held = True, held[len(held.rstrip()) :]
-            yield text
+        elif delta := stripper.add(part):
+            yield delta
 
 
 def model_folder(name: str | Path) -> Path:
@@ -249,4 +339,5 @@ def load(
     config = pinned(load_config(folder / "config.yaml"), folder).model
     model = MultimodalLM.from_config(config, context)
     load_parts(model, folder)
-    return Assistant(model.to(device), Processor.from_config(config, context))
+    model.to(device).backbone.quicken(model.inputs)
+    return Assistant(model, Processor.from_config(config, context))

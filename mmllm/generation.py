@@ -12,13 +12,17 @@ import torch
 from torch import Tensor
 
 from mmllm.errors import MmllmError
-from mmllm.model import MultimodalLM
+from mmllm.model import Input, MultimodalLM
 from mmllm.processing.batch import Encoded
 from mmllm.processing.messages import Message, Part
 from mmllm.processing.processor import Processor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from mmllm.backbones.base import BackboneOutput
+    from mmllm.backbones.reading_module import Reading
+    from mmllm.fusion.base import Fusion
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class SignalWriter:
     def __init__(self, processor: Processor, rows: int) -> None:
         self.outputs = processor.signals
         self.first = {signals.first: name for name, signals in self.outputs.items()}
+        self.rows = list(range(rows))  # the prompts that the rows of a batch belong to
         self.ids: list[list[int]] = [[] for _ in range(rows)]
         self.states: list[list[Tensor]] = [[] for _ in range(rows)]
         self.open: dict[int, str] = {}
@@ -88,14 +93,15 @@ class SignalWriter:
         masked = logits.clone()
         for signals in self.outputs.values():
             masked[:, signals.first + 1 : signals.stop] = -torch.inf
-        for row, name in self.open.items():
-            allowed = self.outputs[name].allowed(len(self.states[row]))
-            masked[row] = -torch.inf
-            masked[row, allowed] = logits[row, allowed]
+        for at, row in enumerate(self.rows):
+            if row in self.open:
+                allowed = self.outputs[self.open[row]].allowed(len(self.states[row]))
+                masked[at] = -torch.inf
+                masked[at, allowed] = logits[at, allowed]
         return masked
 
     def written(self, ids: Sequence[int | None]) -> None:
-        """Tell which ids were chosen."""
+        """Tell which ids were chosen, for every prompt."""
         for row, id in enumerate(ids):
             if id in self.first and row not in self.open:
                 self.open[row] = self.first[id]
@@ -105,8 +111,10 @@ class SignalWriter:
     def read(self, states: Tensor) -> list[Group]:
         """Take the ``states (B, D_llm)`` at the newest tokens; the groups that are complete now."""
         complete = []
-        for row, name in list(self.open.items()):
-            self.states[row].append(states[row])
+        for at, row in enumerate(self.rows):
+            if (name := self.open.get(row)) is None:
+                continue
+            self.states[row].append(states[at])
             if len(self.states[row]) == self.outputs[name].count:
                 complete.append(Group(row, name, self.outputs[name].told(self.ids[row], torch.stack(self.states[row]))))
                 self.ids[row], self.states[row] = [], []
@@ -122,42 +130,72 @@ def decode(
     decoding: Decoding,
     stop: threading.Event | None = None,
 ) -> Iterator[Step]:
-    """Decode all prompts together, token by token.
+    """Decode all prompts together, token by token; those that have ended leave the batch.
 
     Ends when all have ended, at ``max_new_tokens``, or within one step of ``stop`` being set. Raises ``MmllmError`` when the
     longest prompt leaves no room in the backbone's context.
     """
     device = next(model.parameters()).device
-    batch = model.with_codes(processor.collate(prompts, pad_left=True).to(device))
-    rows, width = batch.ids.shape
-    room = context_length(model) - width
+    ends = stop_ids(model, processor)
+    lengths = [len(prompt.ids) for prompt in prompts]
+    room = context_length(model) - max(lengths)
     if room < 1:
         raise MmllmError(
-            f"the conversation has {width} tokens, the model reads at most {width + room - 1}; start a new chat or send less"
+            f"the conversation has {max(lengths)} tokens, the model reads at most {max(lengths) + room - 1}; start a new chat or "
+            "send less"
         )
-    ends = stop_ids(model, processor)
     generator = None if decoding.seed is None else torch.Generator(device).manual_seed(decoding.seed)
-    cache = model.backbone.new_cache()
-    attention = batch.attention_mask
-    places = (attention.cumsum(dim=1) - 1).clamp(min=0)
-    embeddings = model.splice(batch.ids, batch.media)
-    done = [False] * rows
-    writer = SignalWriter(processor, rows)
-    for _ in range(min(decoding.max_new_tokens, room)):
-        last = torch.arange(1, rows + 1, device=device) * embeddings.shape[1] - 1
-        out = model.backbone(embeddings, attention, places, positions=last, states_at=last, cache=cache)
-        groups = writer.read(out.states + embeddings[:, -1])
+    reading, out = read(model, processor, prompts, device)
+    writer, groups = SignalWriter(processor, len(prompts)), list[Group]()
+    done = [False] * len(prompts)  # of the rows of the batch, which are those of `writer.rows`
+    for left in range(min(decoding.max_new_tokens, room), 0, -1):
         chosen = choose(writer.restrict(out.logits), decoding, generator)
-        ids: list[int | None] = [None if over else int(i) for over, i in zip(done, chosen.tolist(), strict=True)]
-        done = [over or i in ends for over, i in zip(done, ids, strict=True)]
-        shown = [None if over else i for over, i in zip(done, ids, strict=True)]
+        shown: list[int | None] = [None] * len(prompts)
+        for at, id in enumerate(chosen.tolist()):
+            done[at] = done[at] or id in ends
+            shown[writer.rows[at]] = None if done[at] else id
         writer.written(shown)
         yield Step(shown, groups, dict(writer.open))
-        if all(done) or (stop is not None and stop.is_set()):
+        if left == 1 or all(done) or (stop is not None and stop.is_set()):
             return
+        if 4 * sum(done) >= len(done):  # less often it would cost more than the rows that have ended do
+            kept = torch.tensor([at for at, over in enumerate(done) if not over], device=device)
+            reading.keep(kept)
+            _see_rows(model, kept)
+            chosen, done = chosen[kept], [False] * len(kept)
+            writer.rows = [writer.rows[at] for at in kept.tolist()]
         embeddings = model.backbone.embed(chosen[:, None])
-        attention = torch.cat([attention, attention.new_ones(rows, 1)], dim=1)
-        places = places[:, -1:] + 1
+        out = reading.step(embeddings)
+        groups = writer.read(cast(Tensor, out.states) + embeddings[:, 0])
+
+
+def read(
+    model: MultimodalLM, processor: Processor, prompts: Sequence[Encoded], device: torch.device
+) -> tuple[Reading, BackboneOutput]:
+    """Read the prompts: what was read, with logits ``(B, V)`` and states ``(B, D_llm)`` at their last positions.
+
+    Behind each other in one row where the backbone can, so that nothing is computed for padding; else padded in front.
+    """
+    lengths = [len(prompt.ids) for prompt in prompts]
+    alike = len(set(lengths)) == 1
+    # What fused media are seen by is told by rows and columns.
+    if model.backbone.reads_rows(lengths) and (alike or not _fusions(model)):
+        batch = model.with_codes(processor.collate(prompts, pack=not alike).to(device))
+        reading = model.backbone.row_reading(lengths)
+    else:
+        batch = model.with_codes(processor.collate(prompts, pad_left=True).to(device))
+        reading = model.backbone.reading(batch.attention_mask)
+    return reading, reading.begin(model.splice(batch.ids, batch.media))
+
+
+def _fusions(model: MultimodalLM) -> list[Fusion]:
+    return [fusion for one in model.inputs.values() if (fusion := cast(Input, one).fusion) is not None]
+
+
+def _see_rows(model: MultimodalLM, rows: Tensor) -> None:
+    """Let fused media be seen by these rows alone."""
+    for fusion in _fusions(model):
+        fusion.look(None if fusion.seen is None else fusion.seen.at(rows))
 
 
 def choose(logits: Tensor, decoding: Decoding, generator: torch.Generator | None) -> Tensor:

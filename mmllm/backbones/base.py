@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from mmllm.backbones.layout_module import quicken
+from mmllm.backbones.reading_module import PaddedReading, Reading
 
 if TYPE_CHECKING:
     from mmllm.adapters.base import Adapter
@@ -90,17 +94,38 @@ class Backbone(nn.Module):
     def compile_layers(self) -> None:
         """Compile the repeated layers in place, for batches of any shape; the names of the parameters stay."""
 
-    def start_packing(self) -> bool:
-        """Let ``forward`` take rows of several sequences from now on. False where the model has no way to keep them apart."""
+    def start_packing(self, instead_of: Sequence[str] = ("sdpa",)) -> bool:
+        """Let ``forward`` take rows of several sequences from now on. False where the model has no way to keep them apart, or
+        computes attention otherwise than ``instead_of`` says."""
         return False
 
     def take_short_cuts(self) -> list[str]:
         """Compute from now on only what is asked for, where this model gives the same then; what that is, in words."""
         return []
 
+    def quicken(self, *others: nn.Module) -> int:
+        """Let the linear layers of this model and of ``others``, from now on only used, compute faster; how many can."""
+        return quicken(self, *others)
+
     @abstractmethod
     def new_cache(self) -> Any:
         """An empty memory for ``forward``, for one batch that is decoded step by step."""
+
+    @abstractmethod
+    def keep_rows(self, cache: Any, rows: Tensor) -> None:
+        """Let ``cache``, which holds a batch, hold its ``rows`` alone (int64, rising), in place."""
+
+    def reads_rows(self, lengths: Sequence[int]) -> bool:
+        """Whether ``row_reading`` takes prompts of these lengths; else they are padded."""
+        return False
+
+    def row_reading(self, lengths: Sequence[int]) -> Reading:
+        """How prompts of ``lengths`` are read that ``reads_rows`` said yes to."""
+        raise NotImplementedError
+
+    def reading(self, attention: Tensor) -> Reading:
+        """How prompts are read that are padded in front; ``attention (B, T)`` says what is real."""
+        return PaddedReading(self, attention)
 
     @abstractmethod
     def forward(

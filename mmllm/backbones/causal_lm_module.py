@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from mmllm.backbones.base import BackboneOutput
 from mmllm.backbones.language_model_module import LanguageModel
 from mmllm.backbones.packing import PACKED, as_mask, register
+from mmllm.backbones.reading_module import Reading, RowReading
 from mmllm.backbones.trimming import last_layer, trim
 from mmllm.config.families import AdapterConfig
 
@@ -51,25 +53,31 @@ class CausalLM(LanguageModel):
         self.one_stream = self._memory != "state"  # without a mask rows are read one by one
         super().__init__(model, adapter, num_new_tokens, num_signals, tie_signals)
 
-    def start_packing(self) -> bool:
+    def start_packing(self, instead_of: Sequence[str] = ("sdpa",)) -> bool:
         config = self._language_model().config
         if config._attn_implementation == PACKED:
             return True
         # What a prefix adds in front of a row belongs in front of each of its sequences. Compiled layers would be compiled
         # again for every number of sequences.
         prefixed = self.adapter is not None and self.adapter.positions > 0
-        if config._attn_implementation != "sdpa" or not self._positions or prefixed or self._compiled:
+        before = config._attn_implementation
+        if before not in instead_of or not self._positions or prefixed or self._compiled:
             return False
         register()
         self._language_model().set_attn_implementation(PACKED)
+        if config._attn_implementation != PACKED:  # a family with attention of its own (Falcon) only warns
+            return False
         lengths = torch.tensor([3, 5])
-        if self._equal(
-            lambda x: self(x, lengths=lengths).logits,
-            lambda x: torch.cat([self(piece).logits for piece in torch.split(x, [3, 5], dim=1)], dim=1),
-            lambda x: self(x).logits,
-        ):
-            return True
-        self._language_model().set_attn_implementation("sdpa")
+        try:
+            if self._equal(
+                lambda x: self(x, lengths=lengths).logits,
+                lambda x: torch.cat([self(piece).logits for piece in torch.split(x, [3, 5], dim=1)], dim=1),
+                lambda x: self(x).logits,
+            ):
+                return True
+        except ValueError:  # what transformers' sdpa cannot do for a family that is eager by nature (a soft cap)
+            pass
+        self._language_model().set_attn_implementation(before)
         return False
 
     def take_short_cuts(self) -> list[str]:
@@ -120,6 +128,29 @@ class CausalLM(LanguageModel):
         from transformers import PreTrainedModel
 
         return next(module for module in self.model.modules() if isinstance(module, PreTrainedModel))
+
+    def keep_rows(self, cache: Any, rows: Tensor) -> None:
+        if isinstance(cache, RecurrentStates):
+            cache.rows = [cache.rows[row] for row in rows.tolist()]
+        else:
+            cache.reorder_cache(rows)
+
+    @cached_property
+    def _full_layers(self) -> int:
+        """How many layers keep keys and values of all that was read; 0 where anything else is kept as well."""
+        prefixed = self.adapter is not None and self.adapter.positions > 0
+        if self._memory != "past_key_values" or not self._positions or prefixed:
+            return 0
+        layers = self.new_cache().layers
+        return len(layers) if {type(layer).__name__ for layer in layers} == {"DynamicLayer"} else 0
+
+    def reads_rows(self, lengths: Sequence[int]) -> bool:
+        # Others would not take a mask of four axes, or need one where there is nothing to hide.
+        known = self._language_model().config._attn_implementation in ("sdpa", PACKED)
+        return known and self._full_layers > 0 and (len(set(lengths)) == 1 or self.start_packing())
+
+    def row_reading(self, lengths: Sequence[int]) -> Reading:
+        return RowReading(self, lengths, self._full_layers)
 
     @torch.no_grad()
     def _equal(

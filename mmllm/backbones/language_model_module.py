@@ -143,7 +143,7 @@ class LanguageModel(Backbone):
         # Sharded weights are whole only inside their own modules.
         pieces = self._in_pieces and not isinstance(self.tables()[1], DTensor)
         self._asked = asked = Asked(positions, states_at, targets if pieces else None)
-        if self._trimmed and positions is not None and not arguments["use_cache"]:
+        if self._trimmed and positions is not None and arguments["inputs_embeds"].shape[1] > 1:
             wanted = torch.cat([positions, *([] if states_at is None else [states_at])])
             if len(wanted) < arguments["inputs_embeds"].shape[:2].numel():
                 asked.kept = arguments[ASKED] = wanted

@@ -71,6 +71,11 @@ class Seq2Seq(LanguageModel):
 
         return EncoderMemory(EncoderDecoderCache(DynamicCache(), DynamicCache()))
 
+    def keep_rows(self, cache: EncoderMemory, rows: Tensor) -> None:
+        cache.pairs.reorder_cache(rows)
+        if cache.encoded is not None and cache.mask is not None:
+            cache.encoded, cache.mask = cache.encoded[rows], cache.mask[rows]
+
     def forward(
         self,
         inputs_embeds: Tensor,

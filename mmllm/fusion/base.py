@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -39,6 +40,14 @@ class Seen:
         self._some = met > 0
         self._visible = visible.flatten(2) | ~self._some[..., None]  # attention over nothing is not a number
 
+    def at(self, rows: Tensor) -> Seen:
+        """What ``rows`` alone see, from the last position told of on, once what all computed is ``kept``."""
+        found = copy(self)
+        found.shape = len(rows), self.shape[1]
+        found.kept = {index: (keys[rows], values[rows]) for index, (keys, values) in self.kept.items()}
+        found._some, found._visible = self._some[rows, -1:], self._visible[rows, -1:]
+        return found
+
     def by_rows(self, values: Tensor) -> Tensor:
         """``values (N, Q, C)`` of the media as ``(B, most * Q, C)``; zeros where a row has fewer."""
         rows, (_, length, dim) = self.shape[0], values.shape
@@ -51,7 +60,7 @@ class Seen:
         Fewer positions than were told of are later ones, which see what the last one does.
         """
         some, visible = self._some, self._visible
-        if length != self.shape[1]:
+        if length != some.shape[1]:
             some, visible = some[:, -1:].expand(-1, length), visible[:, -1:].expand(-1, length, -1)
         return visible, some
 
