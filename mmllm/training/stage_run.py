@@ -7,6 +7,7 @@ import math
 import signal
 import threading
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -21,13 +22,14 @@ from mmllm.errors import CheckpointError, TrainingError
 from mmllm.model import MultimodalLM
 from mmllm.processing.captions import caption_readers
 from mmllm.processing.processor import Processor
-from mmllm.training import checkpoint
+from mmllm.training import checkpoint, sharding
 from mmllm.training.batches import EvalDataset, StepDataset, loader
 from mmllm.training.checkpoint import Position
 from mmllm.training.loop import StepResult, SummedLoss, evaluate, run_steps
 from mmllm.training.micro_batches import batching_of
 from mmllm.training.optimizer import build_optimizer
 from mmllm.training.preview import sample_replies
+from mmllm.training.references import stored_parts
 from mmllm.training.report import DRAW_EVERY, Reporter, table, write_summary
 from mmllm.training.stages import FrozenSnapshot, check_finite, check_modalities, freeze, part_rows, resolve
 
@@ -52,6 +54,11 @@ class Run:
     reporter: Reporter
     trained: list[str] = field(default_factory=list)
     position: Position | None = None
+
+    @property
+    def stored(self) -> list[str]:
+        """The parts that a checkpoint of the run holds."""
+        return stored_parts(self.model, self.config.model, self.context, self.trained)
 
 
 class StageRun:
@@ -80,7 +87,11 @@ class StageRun:
         rows = model.backbone.new_tokens
         if rows is not None and any(part.name == "backbone.new_tokens" for part in self.parts):
             optimizer.register_step_post_hook(lambda *_: rows.keep_norms(*model.backbone.tables()))
-        self.wrapped, self.optimizer = accelerator.prepare(SummedLoss(model, stage.objectives), optimizer)
+        loss = SummedLoss(model, stage.objectives)
+        if accelerator.is_fsdp2:  # the model is shared out already, and stays so from stage to stage
+            self.wrapped, self.optimizer = loss, accelerator.prepare_optimizer(optimizer)
+        else:
+            self.wrapped, self.optimizer = accelerator.prepare(loss, optimizer)
         self.done, self.stopped = 0, False
         self.due, self.without_loss = False, 0  # a save is due; steps in a row until now without a finite loss
         if run.position is not None and run.position.stage == stage.name:
@@ -94,7 +105,8 @@ class StageRun:
         """All remaining steps, then the checkpoint of the stage's end. Raises ``SystemExit`` after a signal."""
         run, stage, accelerator = self.shared, self.stage, self.shared.accelerator
         self._announce()
-        snapshot = FrozenSnapshot(run.model) if accelerator.is_main_process else None
+        # Of a model that is shared out each process looks at its share.
+        snapshot = FrozenSnapshot(run.model) if accelerator.is_main_process or accelerator.is_fsdp2 else None
         with StopSignals() as stopping, run.reporter.stage(stage.name, self.done, len(self.steps)):
             run_steps(
                 accelerator,
@@ -117,7 +129,8 @@ class StageRun:
                     f"stage {stage.name!r} ended with {self.without_loss} steps in a row without a finite loss; nothing "
                     "was saved. Checkpoints written before are untouched; lower the rate, or look at the logged samples"
                 )
-            self._save(stage_done=True)
+            with self._gathered():
+                self._save(stage_done=True)
         if self.stopped:
             accelerator.end_training()
             raise SystemExit(stopping.exit_code)
@@ -137,7 +150,8 @@ class StageRun:
         if self.due and not last:
             # Weights that give no finite loss may be beyond repair: the checkpoint waits for a step that learned.
             if result.updated:
-                self._save(stage_done=False)
+                with self._gathered():
+                    self._save(stage_done=False)
             elif stop:
                 log.warning("step %d learned nothing, so it was not saved; --resume goes on before it", self.done)
         self.clock = time.monotonic()
@@ -150,8 +164,9 @@ class StageRun:
             means = evaluate(run.accelerator, SummedLoss(run.model, stage.objectives), batches)
             row["eval_loss"] = sum(weight * means[name] for name, weight in stage.objectives.items())
             row["eval_losses"] = means
-        if stage.samples and stage.answers and run.accelerator.is_main_process:
-            with run.accelerator.autocast():
+        sharded = run.accelerator.is_fsdp2
+        if stage.samples and stage.answers and (run.accelerator.is_main_process or sharded):
+            with run.accelerator.autocast(), sharding.at_hand(run.model):
                 row["replies"] = sample_replies(run.model, run.processor, self.eval_data or self.data, stage.samples)
         run.reporter.evaluation(stage.name, row)
 
@@ -177,6 +192,12 @@ class StageRun:
             write_summary(run.folder, run.reporter.metrics.rows(), accelerator, run.config)
             run.reporter.draw(DRAW_EVERY)
         accelerator.wait_for_everyone()
+
+    def _gathered(self) -> AbstractContextManager[None]:
+        """While this lasts, what a checkpoint holds is whole on the main process."""
+        run = self.shared
+        keep = run.accelerator.is_main_process
+        return sharding.gathered(run.model, run.stored, self.optimizer.optimizer, keep=keep)
 
     def _restore(self, position: Position) -> None:
         run = self.shared
