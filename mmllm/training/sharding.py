@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -34,6 +35,8 @@ def asked_for() -> bool:
     """Whether the launcher asks for FSDP2. Raises ``TrainingError`` when it asks for the first FSDP."""
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False
+    # By default accelerate's launcher lets transformers load weights in the first process alone; here each of them loads.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
         raise TrainingError(
@@ -61,20 +64,27 @@ def is_sharded(model: nn.Module) -> bool:
 def shard(model: MultimodalLM, accelerator: Accelerator) -> None:
     """Share the parameters of ``model`` out, in place, and move them to the process's device.
 
-    Parameters without a dimension stay whole; ``average_whole`` sees to their gradients. Precision is autocast's, as without
-    sharding, and gathered is what the parameters are: what is frozen in half precision travels so.
+    Precision is autocast's, as without sharding, and gathered is what the parameters are: what is frozen in half precision
+    travels so.
     """
-    plugin = accelerator.state.fsdp_plugin
-    mesh = torch.distributed.init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     for output in model.outputs.values():
         if isinstance(output, Output) and output.text_conditions is not None:
             output.text_conditions.pin()
-    scalars = {p for p in model.parameters() if p.ndim == 0}
-    options: dict[str, Any] = {"mesh": mesh, "offload_policy": plugin.cpu_offload, "ignored_params": scalars}
+    plugin = accelerator.state.fsdp_plugin
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    share_out(model, mesh, reshard=plugin.reshard_after_forward, offload_policy=plugin.cpu_offload)
+    model.to(accelerator.device)  # buffers, and what is not shared out
+
+
+def share_out(model: MultimodalLM, mesh: DeviceMesh, *, reshard: bool, **options: Any) -> None:
+    """``fully_shard`` over ``mesh``, in place: every block of the backbone a unit, which is freed between its forward and
+    backward pass if ``reshard``, and all else another. Parameters without a dimension stay whole; ``average_whole`` sees to
+    their gradients.
+    """
+    options |= {"mesh": mesh, "ignored_params": {p for p in model.parameters() if p.ndim == 0}}
     for block in find_blocks(model.backbone.model):
-        fully_shard(block.module, reshard_after_forward=plugin.reshard_after_forward, **options)
+        fully_shard(block.module, reshard_after_forward=reshard, **options)
     fully_shard(model, reshard_after_forward=False, **options)
-    model.to(accelerator.device)  # what is not shared out
 
 
 def local(tensor: Tensor) -> Tensor:

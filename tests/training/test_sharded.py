@@ -25,7 +25,7 @@ def three_stages(**changes: Any) -> list[dict[str, Any]]:
     """
     common = {"micro_batch_size": 1, "epochs": 1, **changes}
     lora = ["inputs.*.projector", "backbone.adapter", "backbone.new_tokens"]
-    held_out = {"eval_data": [{"reader": {"kind": "messages", "path": "data.jsonl"}}], "eval_every": 2, "samples": 2}
+    held_out = {"eval_data": [{"reader": {"kind": "messages", "path": "data.jsonl"}}], "eval_every": 5, "samples": 1}
     return [
         systems.stage("align", **{**common, "epochs": 2, **held_out}),
         systems.stage("instruct", **common, train=lora, gradient_checkpointing=True, save_every=2),
@@ -72,7 +72,7 @@ def test_the_losses_of_twenty_steps_are_the_same(runs: dict[str, Path], other: s
 def test_evaluation_and_replies_are_the_same(runs: dict[str, Path]) -> None:
     """17 samples one by one: one process has a batch more than the other."""
     sharded, reference = systems.rows(runs["fsdp"], "eval_loss"), systems.rows(runs["one"], "eval_loss")
-    assert len(sharded) == len(reference) == 5
+    assert len(sharded) == len(reference) == 2
     for ours, theirs in zip(sharded, reference, strict=True):
         assert ours["eval_loss"] == pytest.approx(theirs["eval_loss"], abs=1e-5)
         assert ours["replies"] == theirs["replies"]
