@@ -59,7 +59,7 @@ ASSISTANT = {
     },
     "backbone": {
         "kind": "causal_lm",
-        "chat_template": "llama2",
+        "chat_template": "vicuna",
         "architecture": LLAMA_70B,
         "adapter": {"kind": "lora", "rank": 64, "alpha": 128},
     },
@@ -129,14 +129,15 @@ def simulate(config: RunConfig, devices: int) -> Simulated:
     total = sum(p.numel() * p.element_size() for p in model.parameters())
     distributed.init_process_group("fake", rank=0, world_size=devices, store=FakeStore())
     try:
+        mesh = distributed.init_device_mesh("cpu", (devices,))
         with mode:
-            share_out(model, distributed.init_device_mesh("cpu", (devices,)), reshard=True)
+            share_out(model, mesh, reshard=True)
         freeze(model, resolve(stage, model.parts()), gradient_checkpointing=stage.gradient_checkpointing)
         shares = {p: local(p).numel() * p.element_size() for p in model.parameters()}
         trained = sum(size for p, size in shares.items() if p.requires_grad)
         present = {name: usual_medium(config.model.inputs[name], context) for name in modalities(config.model, stage, model.parts())}
         batch = make_batch(config.model, stage, context, present, length=stage.max_length, supervised=1.0)
-        ledger, traffic = Ledger(), Traffic(devices)
+        ledger, traffic = Ledger(), Travelling(devices)
         for tensor in (*map(local, model.parameters()), *model.buffers()):
             ledger.take(tensor)
         ledger.forget()
@@ -159,7 +160,7 @@ def simulate(config: RunConfig, devices: int) -> Simulated:
         distributed.destroy_process_group()
 
 
-class Traffic(TorchDispatchMode):
+class Travelling(TorchDispatchMode):
     """Counts what collectives move, by kind. ``units`` are the sizes of the gathered tensors when they first occur."""
 
     def __init__(self, devices: int) -> None:
