@@ -14,20 +14,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import distributed
-from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.processes import processes
 from mmllm.config.base import BuildContext
 from mmllm.config.run import RunConfig
 from mmllm.plan import Setting, make_plan
@@ -135,7 +132,10 @@ def simulate(config: RunConfig, devices: int) -> Simulated:
         freeze(model, resolve(stage, model.parts()), gradient_checkpointing=stage.gradient_checkpointing)
         shares = {p: local(p).numel() * p.element_size() for p in model.parameters()}
         trained = sum(size for p, size in shares.items() if p.requires_grad)
-        present = {name: usual_medium(config.model.inputs[name], context) for name in modalities(config.model, stage, model.parts())}
+        present = {
+            name: usual_medium(config.model.inputs[name], context)
+            for name in modalities(config.model, stage, model.parts())
+        }
         batch = make_batch(config.model, stage, context, present, length=stage.max_length, supervised=1.0)
         ledger, traffic = Ledger(), Travelling(devices)
         for tensor in (*map(local, model.parameters()), *model.buffers()):
@@ -166,10 +166,13 @@ class Travelling(TorchDispatchMode):
     def __init__(self, devices: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.devices, self.found, self.units = devices, dict[str, Exchanged](), list[int]()
-        self._sizes = Counter[int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        names = {"_allgather_base_": "all-gather", "_reduce_scatter_base_": "reduce-scatter", "allreduce_": "all-reduce"}
+        names = {
+            "_allgather_base_": "all-gather",
+            "_reduce_scatter_base_": "reduce-scatter",
+            "allreduce_": "all-reduce",
+        }
         if func.namespace == "c10d":
             kind = names[func._opname]
             size = max(t.numel() * t.element_size() for t in tree_leaves(args) if isinstance(t, torch.Tensor))
@@ -196,3 +199,90 @@ def following_resizes(ledger: Any) -> Iterator[None]:
         yield
     finally:
         torch.UntypedStorage.resize_ = original  # type: ignore[method-assign]
+
+
+def planned(config: RunConfig, devices: int) -> dict[str, Any]:
+    """What ``mmllm plan`` says of the first stage; ``traffic`` of one micro-batch."""
+    plan = make_plan(
+        config, BuildContext(weights=False), Setting(devices=devices, sharding="fsdp", device="h200"), costs=True
+    )
+    assert plan.costs is not None
+    cost = plan.costs.stages[config.stages[0].name]
+    return {
+        "weights": sum(cost.memory.weights.values()),
+        "peak": cost.memory.peak,
+        "gathered": cost.traffic.gathered,
+        "reduced": cost.traffic.reduced,
+    }
+
+
+def seventy(devices: int, layers: int) -> RunConfig:
+    """A 70B backbone with ``layers`` of its 80 layers, and one micro-batch to a step: traffic is proportional to their number."""
+    model = json.loads(json.dumps(ASSISTANT))
+    model["backbone"]["architecture"]["num_hidden_layers"] = layers
+    stage = {**INSTRUCT, "batch_size": devices * INSTRUCT["micro_batch_size"]}
+    return RunConfig.model_validate({"model": model, "stages": [stage], "precision": "bf16"})
+
+
+def compare(config: RunConfig, devices: int) -> dict[str, Any]:
+    """The simulation of a step of the first stage of ``config`` beside the plan."""
+    found = simulate(config, devices)
+    plan = planned(config, devices)
+    moved = {
+        name: found.collectives[kind].bytes
+        for name, kind in (("gathered", "all-gather"), ("reduced", "reduce-scatter"))
+    }
+    measured = {"weights": found.weights, "peak": found.peak, **moved}
+    shares = {name: plan[name] / value for name, value in measured.items()}
+    return {"simulation": asdict(found), "plan": plan, "plan over simulation": shares}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    parser.add_argument("--only", nargs="+", choices=["simulation", "processes"], default=["simulation", "processes"])
+    parser.add_argument("--devices", type=int, default=64)
+    parser.add_argument("--layers", type=int, default=80, help="layers of the 70B backbone (80)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=4, help="samples of a step on each process")
+    options = parser.parse_args()
+    results: dict[str, Any] = {"torch": torch.__version__}
+    if "simulation" in options.only:
+        results["simulation"] = compare(seventy(options.devices, options.layers), options.devices)
+    if "processes" in options.only:
+        results["processes"] = asdict(processes(options.rounds, options.samples))
+    print(json.dumps(results, indent=2) if options.json else render(results))
+
+
+def render(results: dict[str, Any]) -> str:
+    lines = []
+    if found := results.get("simulation"):
+        simulated, plan, shares = found["simulation"], found["plan"], found["plan over simulation"]
+        moved = {
+            "gathered": simulated["collectives"]["all-gather"],
+            "reduced": simulated["collectives"]["reduce-scatter"],
+        }
+        blocks = simulated["units"][1:]
+        lines += [
+            f"{simulated['parameters'] / 1e9:.1f} B parameters on {simulated['devices']} GPUs, one micro-batch:",
+            f"  units: {simulated['units'][0] / 1e9:.2f} GB gathered once, blocks of {max(blocks) / 1e9:.2f} GB",
+        ]
+        for name in ("weights", "peak", "gathered", "reduced"):
+            value = moved[name]["bytes"] if name in moved else simulated[name]
+            calls = f" in {moved[name]['calls']} calls" if name in moved else ""
+            lines.append(
+                f"  {name:9} {value / 1e9:8.2f} GB simulated{calls}, {plan[name] / 1e9:8.2f} GB planned ({shares[name]:.3f})"
+            )
+    if found := results.get("processes"):
+        clock, cpu = found["speedup"], found["cpu"]
+        lines += [
+            f"1 to 2 processes: {clock[0]:.2f} x samples/s by the clock ({clock[1]:.2f} to {clock[2]:.2f}), "
+            f"{cpu[0]:.2f} x by processor time ({cpu[1]:.2f} to {cpu[2]:.2f}); "
+            f"{found['bytes'] / 1e6:.2f} MB all-reduced in a step, {found['trained'] / 1e6:.2f} MB "
+            "are trained"
+        ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

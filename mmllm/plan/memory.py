@@ -39,13 +39,17 @@ class Memory:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a part's parameters: all of them, those that a stage trains, its largest layer, and what is in no layer."""
+    """Bytes of a part's parameters: all of them, those that a stage trains, its largest layer, and what is in no layer. Of what
+    is trained: ``layer_trained`` in the layer that has most of it, ``rest_trained`` in no layer.
+    """
 
     weights: int
     trained: int
     layer: int
     rest: int
     largest: int  # of the single tensors that are trained
+    layer_trained: int = 0
+    rest_trained: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,19 @@ def sizes(parts: Mapping[str, Mapping[str, nn.Parameter]]) -> dict[str, Sizes]:
         layers: dict[int, int] = {}
         for key, layer in layers_of(parameters).items():
             layers[layer] = layers.get(layer, 0) + size[key]
-        trained = [size[key] for key, p in parameters.items() if p.requires_grad]
+        learning = {key: size[key] if p.requires_grad else 0 for key, p in parameters.items()}
+        learned: dict[int, int] = {}
+        for key, layer in layers_of(parameters).items():
+            learned[layer] = learned.get(layer, 0) + learning[key]
         total, inside = sum(size.values()), sum(layers.values())
         found[name] = Sizes(
-            total, sum(trained), max(layers.values(), default=0), total - inside, max(trained, default=0)
+            total,
+            sum(learning.values()),
+            max(layers.values(), default=0),
+            total - inside,
+            max(learning.values(), default=0),
+            max(learned.values(), default=0),
+            sum(learning.values()) - sum(learned.values()),
         )
     return found
 
@@ -88,8 +101,10 @@ def stage_memory(parts: Mapping[str, Sizes], footprint: Footprint, setting: Sett
     if sharding == "ddp" and devices > 1:
         exchange = trained  # DDP's buckets are a second copy of the gradients
     elif whole and devices > 1:
-        # Of the backbone's layers the present one and the next; all else stays gathered for the whole pass.
-        exchange = gathered_once(parts) + 2 * sum(one.layer for name, one in parts.items() if name in LAYERED)
+        # Of the backbone's layers the present one and the next, and gradients whole with a copy to be given away; all else
+        # stays gathered for the whole pass.
+        layered = [one for name, one in parts.items() if name in LAYERED]
+        exchange = gathered_once(parts) + 2 * sum(one.layer + one.layer_trained for one in layered)
     kept = sum(weights.values()) + sum(optimizer.values())
     there = footprint.at_peak.get("gradients", 0)
     activations = {name: size for name, size in footprint.at_peak.items() if size and name != "gradients"}
@@ -99,8 +114,8 @@ def stage_memory(parts: Mapping[str, Sizes], footprint: Footprint, setting: Sett
     update = _part(trained, share) if setting.machine.kind == "cuda" else 2 * largest
     buckets = exchange if sharding == "ddp" else 0
     if whole and devices > 1:
-        # At the end the gradients of what is in no layer are whole, and copied to be given away.
-        copies = 2 * sum(one.trained for name, one in parts.items() if name not in LAYERED)
+        # At the end those of what is in no layer are.
+        copies = 2 * sum(one.rest_trained if name in LAYERED else one.trained for name, one in parts.items())
         ending = kept + gathered_once(parts) + sum(gradients.values()) + copies
         if ending > passing:
             here = gathered_once(parts) + copies
@@ -125,7 +140,9 @@ def step_traffic(parts: Mapping[str, Sizes], setting: Setting, rounds: int) -> T
     weights, trained = sum(one.weights for one in parts.values()), sum(one.trained for one in parts.values())
     once = gathered_once(parts)
     match sharding:
-        case "zero-3" | "fsdp":  # layers again for the backward pass; gradients at once, so that none has to hold them all
+        case (
+            "zero-3" | "fsdp"
+        ):  # layers again for the backward pass; gradients at once, so that none has to hold them all
             return Traffic(round(rounds * (once + 2 * (weights - once)) * others), round(rounds * trained * others))
         case "zero-2":
             return Traffic(round(trained * others), round(rounds * trained * others))

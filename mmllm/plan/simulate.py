@@ -241,6 +241,7 @@ def _fake(tensor: Tensor) -> Tensor:
 
 def fake_batch(batch: Batch, dtype: torch.dtype = torch.float32) -> Batch:
     """``batch`` with fake tensors of fractions; to be called in a fake mode."""
+
     def fake(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: _fake(t).to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
 

@@ -175,10 +175,10 @@ def gathered(
         yield
         return
     model.reshard()
-    names = {name: parameter for part in parts for name, parameter in select(model.parts(), part).items()}
+    everything = model.parts()
     owners = _owners(model)
     replaced: list[tuple[nn.Module, str, nn.Parameter]] = []
-    for name, parameter in names.items():
+    for parameter in chain.from_iterable(select(everything, part).values() for part in parts):
         found = whole(parameter.detach())
         if keep:
             kept = nn.Parameter(found.cpu(), requires_grad=parameter.requires_grad)

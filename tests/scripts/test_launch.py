@@ -28,7 +28,12 @@ def header(path: Path) -> str:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **changes}
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **changes,
+    }
 
 
 def test_all_files_are_known() -> None:
@@ -86,7 +91,10 @@ def test_the_manifest_names_what_the_scripts_take() -> None:
     assert int(told["NODES"]) == spec["parallelism"]
     assert int(told["GPUS"]) == container["resources"]["limits"]["nvidia.com/gpu"]
     # The pod with index 0 is found by the name that job and service give it.
-    assert told["HEAD"] == f"{job['metadata']['name']}-0.{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    assert (
+        told["HEAD"]
+        == f"{job['metadata']['name']}-0.{service['metadata']['name']}:{service['spec']['ports'][0]['port']}"
+    )
     assert template["spec"]["subdomain"] == service["metadata"]["name"]
     assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
     script = (LAUNCH / "torchrun.sh").read_text(encoding="utf-8")
@@ -139,7 +147,12 @@ def test_slurm_starts_the_script_on_every_node_and_requeues(tmp_path: Path) -> N
         (tools / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (tools / name).chmod(0o755)
     shutil.copytree(LAUNCH, tmp_path / "training" / "launch")
-    slurm = {"SLURM_SUBMIT_DIR": str(tmp_path), "SLURM_JOB_NODELIST": "node-[a-b]", "SLURM_NNODES": "2", "SLURM_JOB_ID": "7"}
+    slurm = {
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_NODELIST": "node-[a-b]",
+        "SLURM_NNODES": "2",
+        "SLURM_JOB_ID": "7",
+    }
     told = environment(**slurm)
     told["PATH"] = f"{tools}:{told['PATH']}"
     command = ["bash", "training/launch/slurm.sh", "training/pretrain.py", "a.yaml"]

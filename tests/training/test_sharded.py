@@ -79,7 +79,10 @@ def test_evaluation_and_replies_are_the_same(runs: dict[str, Path]) -> None:
 
 
 def test_the_directories_hold_the_same(runs: dict[str, Path]) -> None:
-    found = {name: sorted(p.relative_to(folder / "run") for p in (folder / "run").rglob("*.safetensors")) for name, folder in runs.items()}
+    found = {
+        name: sorted(p.relative_to(folder / "run") for p in (folder / "run").rglob("*.safetensors"))
+        for name, folder in runs.items()
+    }
     assert found["fsdp"] == found["one"]
     assert any("optimizer" in file.name for file in found["one"])
     for file in found["one"]:
