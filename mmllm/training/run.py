@@ -157,7 +157,7 @@ def _keep_text_conditions(config: RunConfig, model: MultimodalLM, folder: Path, 
 def _accelerator(config: RunConfig, folder: Path) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import ProjectConfiguration
+    from accelerate.utils import DistributedType, ProjectConfiguration
 
     check_trackers(config.trackers)
     sharded = sharding.asked_for()
@@ -173,6 +173,11 @@ def _accelerator(config: RunConfig, folder: Path) -> Accelerator:
     )
     if sharded:
         sharding.tell(accelerator)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise TrainingError(
+            "the launcher asks for DeepSpeed, whose engine takes optimizer steps by itself, also those that a gradient that is "
+            "not finite should prevent; FSDP2 shares out the same (training/launch/fsdp2.yaml)"
+        )
     if config.precision == "fp16" and accelerator.device.type == "cpu":
         raise TrainingError("precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
     if accelerator.num_processes == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:

@@ -73,7 +73,9 @@ def shard(model: MultimodalLM, accelerator: Accelerator) -> None:
     plugin = accelerator.state.fsdp_plugin
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     share_out(model, mesh, reshard=plugin.reshard_after_forward, offload_policy=plugin.cpu_offload)
-    model.to(accelerator.device)  # buffers, and what is not shared out
+    for parameter in model.parameters():
+        if not isinstance(parameter, DTensor):  # what is shared out is where it belongs: with offloading, in host memory
+            parameter.data = parameter.data.to(accelerator.device)
 
 
 def share_out(model: MultimodalLM, mesh: DeviceMesh, *, reshard: bool, **options: Any) -> None:

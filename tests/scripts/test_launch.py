@@ -41,7 +41,7 @@ def test_all_files_are_known() -> None:
         *(path.name for path in [*ACCELERATE, *SHELL]),
         "kubernetes.yaml",
     }
-    assert len(ACCELERATE) == 6
+    assert len(ACCELERATE) == 3
     assert len(SHELL) == 2
 
 

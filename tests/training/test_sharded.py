@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import squares
 import systems
 from safetensors.torch import load_file
 
+from mmllm.config.base import BuildContext
+from mmllm.config.load import dump, load
+from mmllm.errors import TrainingError
+from mmllm.training import checkpoint
 from mmllm.training.run import train
 
-ROOT = Path(__file__).parent.parent.parent
 LORA = {"kind": "lora", "rank": 2, "alpha": 4}  # without dropout, which every process draws for itself
 MODEL = {**systems.MODEL, "backbone": {**systems.MODEL["backbone"], "adapter": LORA}}
 
@@ -33,11 +38,11 @@ def three_stages(**changes: Any) -> list[dict[str, Any]]:
     ]
 
 
-def launch(config: Path, *arguments: str, sharded: bool, script: str = "pretrain.py") -> None:
-    """Run a training script on two processes to its end."""
+def launch(config: Path, *arguments: str, sharded: bool) -> None:
+    """`mmllm train` on two processes to its end."""
     asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"} if sharded else {}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(ROOT / "training" / script), str(config), *arguments]
+    command += ["-m", "mmllm", "train", str(config), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **asked}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -48,13 +53,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same three stages on one process, and on two with DDP and with FSDP2."""
     folders = {name: tmp_path_factory.mktemp(name) for name in ("one", "ddp", "fsdp")}
     for name, folder in folders.items():
-        config = systems.write_config(folder, *three_stages(), model=MODEL)
+        config = systems.write_config(folder, *three_stages(), model=MODEL, keep_last=100)
         if name == "one":
-            loaded, context = systems.system(folder, *three_stages(), model=MODEL)
-            train(loaded, context)
+            train(load(config), BuildContext(root=folder))
         else:
             launch(config, sharded=name == "fsdp")
-            launch(config, sharded=name == "fsdp", script="instruct.py")
     return folders
 
 
@@ -92,3 +95,62 @@ def test_the_directories_hold_the_same(runs: dict[str, Path]) -> None:
             assert ours[name].dtype == tensor.dtype
             assert ours[name].shape == tensor.shape
             assert (ours[name] - tensor).abs().max() <= 1e-4, (file, name)
+
+
+def interrupted(folder: Path, place: Path) -> Path:
+    """A copy of a run, as it stood at step 2 of its second stage."""
+    copy = place / "run"
+    shutil.copytree(folder / "run", copy)
+    shutil.rmtree(copy / "final")
+    for path in checkpoint.checkpoints(copy):
+        if path.name > "1-instruct-00000002":
+            shutil.rmtree(path)
+    assert checkpoint.checkpoints(copy)[-1].name == "1-instruct-00000002"
+    return copy
+
+
+def final(run: Path) -> dict[str, Any]:
+    return load_file(run / "final" / "parts.safetensors")
+
+
+def test_a_sharded_run_resumes_to_the_same_bits(runs: dict[str, Path], tmp_path: Path) -> None:
+    copy = interrupted(runs["fsdp"], tmp_path)
+    launch(runs["fsdp"] / "config.yaml", f"output={copy}", "--resume", sharded=True)
+    resumed, whole = final(copy), final(runs["fsdp"] / "run")
+    assert resumed.keys() == whole.keys()
+    assert [name for name in whole if not resumed[name].equal(whole[name])] == []
+
+
+def test_one_process_goes_on_from_a_sharded_checkpoint(runs: dict[str, Path], tmp_path: Path) -> None:
+    copy = interrupted(runs["fsdp"], tmp_path)
+    config = load(runs["fsdp"] / "config.yaml", [f"output={copy}"])
+    train(config, BuildContext(root=runs["fsdp"]), resume=True)
+    resumed, whole = final(copy), final(runs["one"] / "run")
+    for name, tensor in whole.items():
+        assert (resumed[name] - tensor).abs().max() <= 1e-4, name
+
+
+def test_parameters_without_a_dimension_are_averaged(tmp_path: Path) -> None:
+    """The logit scale of retrieval, and features that processes exchange; in the last batch one process has nothing."""
+    stage = squares.stage(batch_size=4, epochs=2, objectives={"text": 1.0, "contrastive": 1.0})
+    stage["train"] = ["backbone.new_tokens", "outputs.image.retrieval"]
+    for name, size in (("one", 4), ("two", 2)):
+        squares.write_squares(tmp_path / name, count=9, text_every=5)
+        config = squares.system(tmp_path / name, {**stage, "micro_batch_size": size})
+        (tmp_path / name / "config.yaml").write_text(dump(config))
+    launch(tmp_path / "two" / "config.yaml", sharded=True)
+    train(load(tmp_path / "one" / "config.yaml"), BuildContext(root=tmp_path / "one"))
+    for alone, together in zip(systems.rows(tmp_path / "one"), systems.rows(tmp_path / "two"), strict=True):
+        assert together["losses"] == pytest.approx(alone["losses"], abs=1e-5)
+        assert together["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
+    one, two = final(tmp_path / "one" / "run"), final(tmp_path / "two" / "run")
+    scale = "outputs.image.retrieval.logit_scale"
+    assert two[scale] == pytest.approx(float(one[scale]), abs=1e-6)
+
+
+def test_the_first_fsdp_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_VERSION", "1")
+    config, context = systems.system(tmp_path)
+    with pytest.raises(TrainingError, match="fsdp_version: 2"):
+        train(config, context)
