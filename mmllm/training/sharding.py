@@ -74,7 +74,9 @@ def shard(model: MultimodalLM, accelerator: Accelerator) -> None:
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
     share_out(model, mesh, reshard=plugin.reshard_after_forward, offload_policy=plugin.cpu_offload)
     for parameter in model.parameters():
-        if not isinstance(parameter, DTensor):  # what is shared out is where it belongs: with offloading, in host memory
+        if not isinstance(
+            parameter, DTensor
+        ):  # what is shared out is where it belongs: with offloading, in host memory
             parameter.data = parameter.data.to(accelerator.device)
 
 
