@@ -57,10 +57,6 @@ def tell(accelerator: Accelerator) -> None:
         PartialState._shared_state["distributed_type"] = DistributedType.FSDP  # from which every new state is copied
 
 
-def is_sharded(model: nn.Module) -> bool:
-    return isinstance(model, FSDPModule)
-
-
 def shard(model: MultimodalLM, accelerator: Accelerator) -> None:
     """Share the parameters of ``model`` out, in place, and move them to the process's device.
 
@@ -175,7 +171,7 @@ def gathered(
     where ``keep``, so that they can be written as those of any other run. Every process has to enter; nothing may be
     computed meanwhile.
     """
-    if not is_sharded(model):
+    if not isinstance(model, FSDPModule):
         yield
         return
     model.reshard()
@@ -189,19 +185,18 @@ def gathered(
             for module, key in owners[id(parameter)]:
                 replaced.append((module, key, parameter))
                 module._parameters[key] = kept
-    states: dict[Any, dict[str, Any]] = {}
-    for parameter in chain.from_iterable(group["params"] for group in optimizer.param_groups) if optimizer else ():
-        state = {key: whole(value) for key, value in optimizer.state[parameter].items()}
+    kept_states = {} if optimizer is None else optimizer.state
+    shared_states = dict(kept_states)
+    for parameter, state in shared_states.items():
+        values = {key: whole(value) for key, value in state.items()}
         if keep:
-            states[parameter] = optimizer.state[parameter]
-            optimizer.state[parameter] = {key: value.cpu() for key, value in state.items()}
+            kept_states[parameter] = {key: value.cpu() for key, value in values.items()}
     try:
         yield
     finally:
         for module, key, parameter in replaced:
             module._parameters[key] = parameter
-        for parameter, state in states.items():
-            optimizer.state[parameter] = state
+        kept_states.update(shared_states)
 
 
 def _owners(model: nn.Module) -> dict[int, list[tuple[nn.Module, str]]]:
