@@ -18,6 +18,7 @@ from mmllm.errors import ConfigError, TrainingError
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
 from mmllm.training import checkpoint, resuming, sharding
+from mmllm.training.micro_batches import batching_of
 from mmllm.training.references import check_references, pinned
 from mmllm.training.report import Reporter, check_trackers, duration, write_summary
 from mmllm.training.stage_run import Run, StageRun
@@ -105,6 +106,7 @@ def open_run(
         run.trained = checkpoint.load_parts(model, source, processor if newest is None else None)
         run.reporter.say(f"weights from {source}")
     if accelerator.is_fsdp2:
+        run.batching = {stage.name: batching_of(stage, model) for stage in chosen}
         sharding.shard(model, accelerator)
     if newest is not None:
         run.position = checkpoint.read_position(newest)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mmllm.config.base import BuildContext
 from mmllm.config.pieces import split
-from mmllm.config.run import RunConfig, StageConfig
+from mmllm.config.run import Batching, RunConfig, StageConfig
 from mmllm.data.dataset import SkipLog, open_stage
 from mmllm.data.mixture import StageData
 from mmllm.errors import CheckpointError, TrainingError
@@ -54,6 +54,9 @@ class Run:
     reporter: Reporter
     trained: list[str] = field(default_factory=list)
     position: Position | None = None
+    batching: dict[str, Batching] = field(
+        default_factory=dict
+    )  # of a sharded run's stages: found out before it is shared out
 
     @property
     def stored(self) -> list[str]:
@@ -78,7 +81,7 @@ class StageRun:
         )
         if stage.reads_captions:
             processor = processor.reading_captions(caption_readers(run.config.model, run.context))
-        batching = batching_of(stage, model)
+        batching = run.batching[stage.name] if accelerator.is_fsdp2 else batching_of(stage, model)
         self.steps = StepDataset(self.data, processor, stage, rank=rank, world=world, batching=batching)
         self.eval_data = StageData(stage.eval_data, run.config.seed, run.context) if stage.eval_data else None
         if self.eval_data is not None:
