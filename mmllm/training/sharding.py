@@ -187,10 +187,10 @@ def gathered(
                 module._parameters[key] = kept
     kept_states = {} if optimizer is None else optimizer.state
     shared_states = dict(kept_states)
-    for parameter, state in shared_states.items():
+    for tensor, state in shared_states.items():
         values = {key: whole(value) for key, value in state.items()}
         if keep:
-            kept_states[parameter] = {key: value.cpu() for key, value in values.items()}
+            kept_states[tensor] = {key: value.cpu() for key, value in values.items()}
     try:
         yield
     finally:
