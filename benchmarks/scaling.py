@@ -121,6 +121,8 @@ def simulate(config: RunConfig, devices: int) -> Simulated:
     with torch.device("meta"):
         model = MultimodalLM.from_config(config.model, context)
     set_dtypes(model, matching(chain.from_iterable(s.train for s in config.stages), model.parts()), config.precision)
+    if config.short_cuts:
+        model.backbone.take_short_cuts()
     shapes = {name: output.generator.condition_shape(context) for name, output in config.model.outputs.items()}
     mode = Rehearsal(model, shapes).mode
     total = sum(p.numel() * p.element_size() for p in model.parameters())
