@@ -91,6 +91,10 @@ def prompt(
         losses = one.prompt.losses(state, prompts, backbone.tables()[0], objectives)
         if "reconstruction" in objectives and name in batch.sentences:
             losses["reconstruction"] = _reconstruction(backbone, batch, prompts, batch.sentences[name].items)
+        elif "reconstruction" in objectives and several():
+            # Where weights are shared out the backbone's are gathered by all processes or by none.
+            token = backbone.embed(batch.ids[:1, :1]) + zero_of([one.prompt])
+            losses["reconstruction"] = backbone(token, positions=batch.ids.new_zeros(1)).logits.float().sum() * 0.0
         sums |= {objective: sums[objective] + loss for objective, loss in losses.items()}
     return sums
 

@@ -96,6 +96,7 @@ class TextConditions:
     def __init__(self, generator: Generator, store: Store | None = None) -> None:
         self.generator, self.store = generator, store
         self._known: tuple[list[tuple[int, int]], str] | None = None
+        self._pinned: str | None = None
 
     def __call__(self, captions: Sequence[str]) -> Condition:
         """The text conditions of ``captions``, on the generator's device."""
@@ -130,8 +131,14 @@ class TextConditions:
         cast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         return [self._fingerprint(), device, str(cast), torch.get_float32_matmul_precision()]
 
+    def pin(self) -> None:
+        """Take the generator's fingerprint now for good: its weights stay what they are, but not where they are."""
+        self._pinned = None if self.store is None else self.generator.fingerprint()
+
     def _fingerprint(self) -> str:
         """The generator's fingerprint, taken anew when one of its tensors was replaced or changed in place."""
+        if self._pinned is not None:
+            return self._pinned
         now = [(value.data_ptr(), value._version) for value in self._tensors()]
         if self._known is None or self._known[0] != now:
             self._known = now, self.generator.fingerprint()

@@ -14,7 +14,7 @@ from mmllm.config.run import RunConfig, StageConfig
 from mmllm.errors import MediaError, MmllmError, brief
 from mmllm.plan.batches import Medium, make_batch, modalities, usual_medium
 from mmllm.plan.hub import generator_parameters
-from mmllm.plan.memory import MOMENTS, Memory, Sizes, sizes, stage_memory
+from mmllm.plan.memory import MOMENTS, Memory, Sizes, Traffic, sizes, stage_memory, step_traffic
 from mmllm.plan.setting import Setting
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ class StageCost:
 
     ``flops`` are those of an optimizer step over all devices, ``forward_flops`` the forward passes' share by part;
     ``tokens`` are read in it. ``steps`` is None where neither `max_steps` nor the data tell, and then ``hours`` too;
-    ``step_seconds`` is at the setting's utilisation. ``checkpoint`` is the size on disk of one checkpoint to resume from.
+    ``step_seconds`` is at the setting's utilisation. ``checkpoint`` is the size on disk of one checkpoint to resume from,
+    ``traffic`` what a device exchanges with the others in an optimizer step.
     """
 
     memory: Memory
@@ -43,6 +44,7 @@ class StageCost:
     steps: int | None
     hours: float | None
     checkpoint: int
+    traffic: Traffic
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ def _stage(
     footprint = seen[key]
     if stage.gradient_checkpointing:
         model.backbone.model.gradient_checkpointing_disable()  # type: ignore[operator]
-    memory = stage_memory({**sizes(model.parts()), **absent}, footprint, setting)
+    parts_sizes = {**sizes(model.parts()), **absent}
+    memory = stage_memory(parts_sizes, footprint, setting)
     share = stage.batch_size / stage.micro_batch_size  # of a global batch to a micro-batch
     machine = setting.machine
     peak = machine.full if config.precision == "fp32" else machine.half
@@ -183,6 +186,7 @@ def _stage(
         steps,
         None if steps is None else steps * seconds / 3600,
         sum(trained.values()) + MOMENTS * sum(learned.values()),
+        step_traffic(parts_sizes, setting, rounds),
     )
 
 

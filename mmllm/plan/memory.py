@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from mmllm.plan.simulate import Footprint
 
+LAYERED = ("backbone", "backbone.adapter")  # their layers are gathered one by one
 MOMENTS = 2  # AdamW keeps two of each trained parameter, in the parameter's dtype
 
 
@@ -38,13 +39,27 @@ class Memory:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of a part's parameters: all of them, those that a stage trains, its largest layer, and what is in no layer."""
+    """Bytes of a part's parameters: all of them, those that a stage trains, its largest layer, and what is in no layer. Of what
+    is trained: ``layer_trained`` in the layer that has most of it, ``rest_trained`` in no layer.
+    """
 
     weights: int
     trained: int
     layer: int
     rest: int
     largest: int  # of the single tensors that are trained
+    layer_trained: int = 0
+    rest_trained: int = 0
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that a device gets from the others (``gathered``: weights, or with DDP averaged gradients) and gives to them
+    (``reduced``: gradients) in an optimizer step.
+    """
+
+    gathered: int
+    reduced: int
 
 
 def sizes(parts: Mapping[str, Mapping[str, nn.Parameter]]) -> dict[str, Sizes]:
@@ -55,10 +70,19 @@ def sizes(parts: Mapping[str, Mapping[str, nn.Parameter]]) -> dict[str, Sizes]:
         layers: dict[int, int] = {}
         for key, layer in layers_of(parameters).items():
             layers[layer] = layers.get(layer, 0) + size[key]
-        trained = [size[key] for key, p in parameters.items() if p.requires_grad]
+        learning = {key: size[key] if p.requires_grad else 0 for key, p in parameters.items()}
+        learned: dict[int, int] = {}
+        for key, layer in layers_of(parameters).items():
+            learned[layer] = learned.get(layer, 0) + learning[key]
         total, inside = sum(size.values()), sum(layers.values())
         found[name] = Sizes(
-            total, sum(trained), max(layers.values(), default=0), total - inside, max(trained, default=0)
+            total,
+            sum(learning.values()),
+            max(layers.values(), default=0),
+            total - inside,
+            max(learning.values(), default=0),
+            max(learned.values(), default=0),
+            sum(learning.values()) - sum(learned.values()),
         )
     return found
 
@@ -77,8 +101,10 @@ def stage_memory(parts: Mapping[str, Sizes], footprint: Footprint, setting: Sett
     if sharding == "ddp" and devices > 1:
         exchange = trained  # DDP's buckets are a second copy of the gradients
     elif whole and devices > 1:
-        # What is in no layer stays gathered for the whole pass; of the layers the present one and the next.
-        exchange = sum(one.rest for one in parts.values()) + 2 * max(one.layer for one in parts.values())
+        # Of the backbone's layers the present one and the next, and gradients whole with a copy to be given away; all else
+        # stays gathered for the whole pass.
+        layered = [one for name, one in parts.items() if name in LAYERED]
+        exchange = gathered_once(parts) + 2 * sum(one.layer + one.layer_trained for one in layered)
     kept = sum(weights.values()) + sum(optimizer.values())
     there = footprint.at_peak.get("gradients", 0)
     activations = {name: size for name, size in footprint.at_peak.items() if size and name != "gradients"}
@@ -87,10 +113,41 @@ def stage_memory(parts: Mapping[str, Sizes], footprint: Footprint, setting: Sett
     largest = max(one.largest for one in parts.values())
     update = _part(trained, share) if setting.machine.kind == "cuda" else 2 * largest
     buckets = exchange if sharding == "ddp" else 0
+    if whole and devices > 1:
+        # At the end those of what is in no layer are.
+        copies = 2 * sum(one.rest_trained if name in LAYERED else one.trained for name, one in parts.items())
+        ending = kept + gathered_once(parts) + sum(gradients.values()) + copies
+        if ending > passing:
+            here = gathered_once(parts) + copies
+            return Memory(weights, gradients, optimizer, {}, here, ending, "exchange of gradients")
     updating = kept + sum(gradients.values()) + buckets + update
     if updating > passing:
         return Memory(weights, gradients, optimizer, {"update": update}, buckets, updating, "update")
     return Memory(weights, gradients, optimizer, activations, exchange, passing, "backward pass")
+
+
+def gathered_once(parts: Mapping[str, Sizes]) -> int:
+    """Bytes of the weights that a sharded step gathers together, at its beginning: all but the backbone's layers."""
+    return sum(one.rest if name in LAYERED else one.weights for name, one in parts.items())
+
+
+def step_traffic(parts: Mapping[str, Sizes], setting: Setting, rounds: int) -> Traffic:
+    """What an optimizer step of ``rounds`` micro-batches on each device makes travel."""
+    devices, sharding = setting.devices, setting.sharding
+    if devices == 1:
+        return Traffic(0, 0)
+    others = (devices - 1) / devices
+    weights, trained = sum(one.weights for one in parts.values()), sum(one.trained for one in parts.values())
+    once = gathered_once(parts)
+    match sharding:
+        case (
+            "zero-3" | "fsdp"
+        ):  # layers again for the backward pass; gradients at once, so that none has to hold them all
+            return Traffic(round(rounds * (once + 2 * (weights - once)) * others), round(rounds * trained * others))
+        case "zero-2":
+            return Traffic(round(trained * others), round(rounds * trained * others))
+        case _:  # an all-reduce is a reduce-scatter and an all-gather
+            return Traffic(round(trained * others), round(trained * others))
 
 
 def _part(size: int, devices: int) -> int:

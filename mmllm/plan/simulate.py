@@ -83,6 +83,17 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.alive[before] -= size
         self.alive[label] += size
 
+    def resized(self, storage: torch.UntypedStorage) -> None:
+        """``storage`` was made larger or smaller."""
+        if storage._cdata not in self._storages:
+            return
+        reference, size, label = self._storages[storage._cdata]
+        self._storages[storage._cdata] = (reference, storage.nbytes(), label)
+        self.alive[label] += storage.nbytes() - size
+        self.now += storage.nbytes() - size
+        if self.now > self.peak:
+            self.peak, self.at_peak = self.now, dict(self.alive)
+
     def forget(self) -> None:
         """What is alive now counts no longer, and the peak begins anew."""
         self._storages = {key: (reference, 0, label) for key, (reference, _, label) in self._storages.items()}
@@ -148,7 +159,7 @@ class Rehearsal:
         ledger.forget()
         trained = [p for p in self.model.parameters() if p.requires_grad]
         with self.mode, ledger, _labelled(self.model, ledger):
-            batch = _fake_batch(batch)
+            batch = fake_batch(batch)
             for tensor in _tensors(batch):
                 ledger.take(tensor, BATCH)
             if accumulating:
@@ -188,7 +199,7 @@ class Rehearsal:
         ledger.forget()
         self.model.eval()
         with self.mode, ledger, _labelled(self.model, ledger), torch.no_grad():
-            batch = _fake_batch(batch, dtype)
+            batch = fake_batch(batch, dtype)
             last = batch.predict[-1:]
             cache = self.model.backbone.new_cache()
             embeddings = self.model.splice(batch.ids, batch.media)
@@ -229,7 +240,9 @@ def _fake(tensor: Tensor) -> Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
 
 
-def _fake_batch(batch: Batch, dtype: torch.dtype = torch.float32) -> Batch:
+def fake_batch(batch: Batch, dtype: torch.dtype = torch.float32) -> Batch:
+    """``batch`` with fake tensors of fractions; to be called in a fake mode."""
+
     def fake(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         return {name: _fake(t).to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
 

@@ -164,6 +164,8 @@ def _memory(name: str, cost: StageCost) -> str:
     rows += [[part, *(size(column[part]) if column.get(part) else "" for column in columns)] for part in parts]
     if memory.exchange:
         rows.append(["exchange", "", "", "", size(memory.exchange)])
+        traffic = cost.traffic
+        rows.append([f"a step gets {size(traffic.gathered)}, gives {size(traffic.reduced)}", "", "", "", ""])
     rows.append([f"peak ({memory.when})", "", "", "", size(memory.peak)])
     return f"memory of {name}\n{table(rows)}"
 

@@ -43,6 +43,7 @@ from mmllm.model import MultimodalLM
 from mmllm.pretrained import copy_tensors, read_json
 from mmllm.training.growth import NEW_TOKENS, grown
 from mmllm.training.references import check_references, file_hash, references, stored_parts
+from mmllm.training.sharding import like
 
 if TYPE_CHECKING:
     from mmllm.processing.processor import Processor
@@ -268,7 +269,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, file: Path) -> None:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             state = {key.rpartition("/")[2]: value for key, value in found.items() if key.rpartition("/")[0] == name}
             # AdamW keeps its step counter on the CPU and its moments beside the parameter.
-            optimizer.state[parameter] = {k: v if k == "step" else v.to(parameter.device) for k, v in state.items()}
+            optimizer.state[parameter] = {k: v if k == "step" else like(v, parameter) for k, v in state.items()}
 
 
 def checkpoint_name(stage_index: int, stage: str, step: int) -> str:

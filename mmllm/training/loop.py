@@ -7,7 +7,6 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from mmllm.data.dataset import SkipLog
 from mmllm.errors import TrainingError
 from mmllm.model import MultimodalLM
 from mmllm.processing.batch import Batch
+from mmllm.training import sharding
 from mmllm.training.batches import StepData
 from mmllm.training.micro_batches import filler
 from mmllm.training.optimizer import lr_factor, set_rates
@@ -111,13 +111,16 @@ def run_steps(
         scales = {name: w * accelerator.num_processes / max(terms[name], 1) for name, w in objectives.items()}
         detached = []
         for number, (batch, weight) in enumerate(data.micro, start=1):
-            with nullcontext() if number == len(data.micro) else accelerator.no_sync(model):
-                found = {name: loss * weight for name, loss in model(batch.to(accelerator.device)).items()}
+            with sharding.accumulating(accelerator, model, last=number == len(data.micro)):
+                with accelerator.autocast():
+                    losses_of = model(batch.to(accelerator.device))
+                found = {name: loss * weight for name, loss in losses_of.items()}
                 accelerator.backward(sum(loss * scales[name] for name, loss in found.items()))
             zero = torch.zeros((), device=accelerator.device)
             detached.append(torch.stack([found[name].detach() if name in found else zero for name in objectives]))
         sums = torch.stack(detached).tolist()  # one wait for the device, not one per micro-batch
         losses = [sum(row) for row in sums]
+        sharding.average_whole(accelerator, parameters)
         norm = float(accelerator.clip_grad_norm_(parameters, stage.optimizer.clip or math.inf))
         *over_all, stops = total_of(accelerator, [*(sum(c) for c in zip(*sums, strict=True)), stopping()])
         means = {name: value / max(terms[name], 1) for name, value in zip(objectives, over_all, strict=True)}
@@ -202,10 +205,10 @@ def evaluate(accelerator: Accelerator, model: SummedLoss, batches: Iterable[Batc
     model.eval()
     names = list(model.objectives)
     losses, terms = dict.fromkeys(names, 0.0), dict.fromkeys(names, 0)
-    for batch in batches:
-        if batch is not None:
-            with accelerator.autocast():
-                found = model(batch.to(accelerator.device))
+    for batch, counts in sharding.in_step(accelerator, batches):
+        with accelerator.autocast():
+            found = model(batch.to(accelerator.device))
+        if counts:
             for name in names:
                 losses[name] += float(found.get(name, 0.0))
                 terms[name] += batch.counts[name]

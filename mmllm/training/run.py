@@ -17,8 +17,9 @@ from mmllm.config.run import RunConfig, StageConfig
 from mmllm.errors import ConfigError, TrainingError
 from mmllm.model import MultimodalLM
 from mmllm.processing.processor import Processor
-from mmllm.training import checkpoint, resuming
+from mmllm.training import checkpoint, resuming, sharding
 from mmllm.training.caching import open_room
+from mmllm.training.micro_batches import batching_of
 from mmllm.training.records import record_start
 from mmllm.training.references import check_references, pinned
 from mmllm.training.report import Reporter, check_trackers, duration, write_summary
@@ -109,6 +110,9 @@ def open_run(
         source = source / "final" if (source / "final").is_dir() else source
         run.trained = checkpoint.load_parts(model, source, processor if newest is None else None)
         run.reporter.say(f"weights from {source}")
+    if accelerator.is_fsdp2:
+        run.batching = {stage.name: batching_of(stage, model) for stage in chosen}
+        sharding.shard(model, accelerator)
     if newest is not None:
         run.position = checkpoint.read_position(newest)
     if accelerator.is_main_process:
@@ -135,9 +139,11 @@ def train_stage(run: Run, stage: StageConfig, until: int | None = None) -> None:
 
 def finish(run: Run) -> Path:
     """Write the final model, ``loss.png`` and ``run.md``, close the trackers; returns the final model's folder."""
-    final = run.folder / "final"
-    if run.accelerator.is_main_process:
-        checkpoint.save(final, run.model, run.processor, run.config, run.context, run.trained)
+    final, main = run.folder / "final", run.accelerator.is_main_process
+    with sharding.gathered(run.model, run.stored, keep=main):
+        if main:
+            checkpoint.save(final, run.model, run.processor, run.config, run.context, run.trained)
+    if main:
         seconds = write_summary(run.folder, run.reporter.metrics.rows(), run.accelerator, run.config)
         run.reporter.draw()
         run.reporter.say(f"trained in {duration(seconds)}; the model is in {final}, see {run.folder / 'run.md'}")
@@ -162,9 +168,10 @@ def keep_text_conditions(config: RunConfig, model: MultimodalLM, folder: Path, p
 def _accelerator(config: RunConfig, folder: Path) -> Accelerator:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    from accelerate.utils import ProjectConfiguration
+    from accelerate.utils import DistributedType, ProjectConfiguration
 
     check_trackers(config.trackers)
+    sharded = sharding.asked_for()
     # The precision is global in accelerate; an earlier run of this Python process must not decide it for this one.
     AcceleratorState._reset_state()
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -175,6 +182,13 @@ def _accelerator(config: RunConfig, folder: Path) -> Accelerator:
         log_with=list(config.trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "trackers")),
     )
+    if sharded:
+        sharding.tell(accelerator)
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise TrainingError(
+            "the launcher asks for DeepSpeed, whose engine takes optimizer steps by itself, also those that a gradient that is "
+            "not finite should prevent; FSDP2 shares out the same (training/launch/fsdp2.yaml)"
+        )
     if config.precision == "fp16" and accelerator.device.type == "cpu":
         raise TrainingError("precision fp16 needs a GPU; use bf16 or fp32 on the CPU")
     if accelerator.num_processes == 1 and "MASTER_PORT" in os.environ and "WORLD_SIZE" not in os.environ:

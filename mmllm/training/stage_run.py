@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any, Self, cast
 from mmllm.cache.store import Room
 from mmllm.config.base import BuildContext
 from mmllm.config.pieces import split
-from mmllm.config.run import RunConfig, StageConfig
+from mmllm.config.run import Batching, RunConfig, StageConfig
 from mmllm.data.dataset import SkipLog, open_stage
 from mmllm.data.mixture import StageData
 from mmllm.errors import CheckpointError, TrainingError, brief
 from mmllm.model import MultimodalLM
 from mmllm.processing.captions import caption_readers
 from mmllm.processing.processor import Processor
-from mmllm.training import checkpoint
+from mmllm.training import checkpoint, sharding
 from mmllm.training.batches import EvalDataset, StepDataset, loader
 from mmllm.training.caching import close, commit, complete, completed, open_caches
 from mmllm.training.checkpoint import Position
@@ -33,6 +33,7 @@ from mmllm.training.micro_batches import batching_of
 from mmllm.training.optimizer import build_optimizer
 from mmllm.training.preview import sample_replies
 from mmllm.training.records import record_data
+from mmllm.training.references import stored_parts
 from mmllm.training.report import DRAW_EVERY, Reporter, table, write_summary
 from mmllm.training.saving import Saver
 from mmllm.training.spikes import SpikeWatch
@@ -61,6 +62,14 @@ class Run:
     trained: list[str] = field(default_factory=list)
     position: Position | None = None
     room: Room | None = None
+    batching: dict[str, Batching] = field(
+        default_factory=dict
+    )  # of a sharded run's stages: found out before it is shared out
+
+    @property
+    def stored(self) -> list[str]:
+        """The parts that a checkpoint of the run holds."""
+        return stored_parts(self.model, self.config.model, self.context, self.trained)
 
 
 class StageRun:
@@ -82,7 +91,7 @@ class StageRun:
             processor = processor.reading_captions(caption_readers(run.config.model, run.context))
         self.caches = open_caches(run.config, model, processor, accelerator.device.type, run.room)
         self.processor = processor = processor.reading_caches(self.caches)
-        batching = batching_of(stage, model)
+        batching = run.batching[stage.name] if accelerator.is_fsdp2 else batching_of(stage, model)
         self.steps = StepDataset(self.data, processor, stage, rank=rank, world=world, batching=batching)
         self.eval_data = StageData(stage.eval_data, run.config.seed, run.context) if stage.eval_data else None
         if self.eval_data is not None:
@@ -91,9 +100,17 @@ class StageRun:
         rows = model.backbone.new_tokens
         if rows is not None and any(part.name == "backbone.new_tokens" for part in self.parts):
             optimizer.register_step_post_hook(lambda *_: rows.keep_norms(*model.backbone.tables()))
-        self.wrapped, self.optimizer = accelerator.prepare(SummedLoss(model, stage.objectives), optimizer)
+        loss = SummedLoss(model, stage.objectives)
+        if accelerator.is_fsdp2:  # the model is shared out already, and stays so from stage to stage
+            self.wrapped, self.optimizer = loss, accelerator.prepare_optimizer(optimizer)
+        else:
+            self.wrapped, self.optimizer = accelerator.prepare(loss, optimizer)
         self.done, self.stopped, self.leapt = 0, False, False
         self.due, self.without_loss = False, 0  # a save is due; steps in a row until now without a finite loss
+        if stage.spike is not None and accelerator.is_fsdp2:
+            raise TrainingError(
+                f"stages.{stage.name}.spike: going back is not possible with shared-out weights; leave it out"
+            )
         self.spikes = SpikeWatch(stage.spike)
         self.saved: int | None = None  # the step of the stage's newest checkpoint
         if run.position is not None and run.position.stage == stage.name:
@@ -117,7 +134,8 @@ class StageRun:
         """
         run, stage, accelerator = self.shared, self.stage, self.shared.accelerator
         self._announce()
-        snapshot = FrozenSnapshot(run.model) if accelerator.is_main_process else None
+        # Of a model that is shared out each process looks at its share.
+        snapshot = FrozenSnapshot(run.model) if accelerator.is_main_process or accelerator.is_fsdp2 else None
         skips, last = SkipLog(stage.max_skipped), len(self.steps) if until is None else until
         with StopSignals() as stopping, run.reporter.stage(stage.name, self.done, len(self.steps)):
             while True:
@@ -149,7 +167,8 @@ class StageRun:
                     f"stage {stage.name!r} ended with {self.without_loss} steps in a row without a finite loss; nothing "
                     "was saved. Checkpoints written before are untouched; lower the rate, or look at the logged samples"
                 )
-            self._save(stage_done=True)
+            with self._gathered():
+                self._save(stage_done=True)
         if self.stopped:
             run.saver.wait()
             accelerator.end_training()
@@ -179,7 +198,8 @@ class StageRun:
         if self.due and not last:
             # Weights that give no finite loss may be beyond repair: the checkpoint waits for a step that learned.
             if result.updated:
-                self._save(stage_done=False)
+                with self._gathered():
+                    self._save(stage_done=False)
             elif stop:
                 log.warning("step %d learned nothing, so it was not saved; --resume goes on before it", self.done)
         self.clock = time.monotonic()
@@ -216,8 +236,9 @@ class StageRun:
             row["eval_loss"] = sum(weight * means[name] for name, weight in stage.objectives.items())
             row["eval_losses"] = means
             commit(self.caches)
-        if stage.samples and stage.answers and run.accelerator.is_main_process:
-            with run.accelerator.autocast():
+        sharded = run.accelerator.is_fsdp2
+        if stage.samples and stage.answers and (run.accelerator.is_main_process or sharded):
+            with run.accelerator.autocast(), sharding.at_hand(run.model):
                 row["replies"] = sample_replies(run.model, run.processor, self.eval_data or self.data, stage.samples)
         run.reporter.evaluation(stage.name, row)
 
@@ -249,6 +270,12 @@ class StageRun:
     def _checkpoint(self, step: int) -> Path:
         name = checkpoint.checkpoint_name(self.index, self.stage.name, step)
         return self.shared.folder / "checkpoints" / name
+
+    def _gathered(self) -> AbstractContextManager[None]:
+        """While this lasts, what a checkpoint holds is whole on the main process."""
+        run = self.shared
+        keep = run.accelerator.is_main_process
+        return sharding.gathered(run.model, run.stored, self.optimizer.optimizer, keep=keep)
 
     def _restore(self, position: Position) -> None:
         """Put back what belongs to the weights after ``position.step`` steps, whose checkpoint is there."""

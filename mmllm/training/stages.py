@@ -17,6 +17,7 @@ from mmllm.config.run import StageConfig
 from mmllm.data.mixture import StageData
 from mmllm.errors import ConfigError, DataError, TrainingError
 from mmllm.model import Input, MultimodalLM
+from mmllm.training.sharding import local
 
 if TYPE_CHECKING:
     from mmllm.adapters.base import Adapter
@@ -142,9 +143,10 @@ class FrozenSnapshot:
 
 def _frozen(model: MultimodalLM) -> dict[str, Tensor]:
     # By address, since a tied weight has two names in the state dict but only one among the parameters.
-    moving = {p.data_ptr() for p in model.parameters() if p.requires_grad}
+    moving = {local(p).data_ptr() for p in model.parameters() if p.requires_grad}
     moving |= {b.data_ptr() for m in model.modules() if m.training for b in m.buffers(recurse=False)}
-    return {name: tensor for name, tensor in model.state_dict().items() if tensor.data_ptr() not in moving}
+    tensors = {name: local(tensor) for name, tensor in model.state_dict().items()}
+    return {name: tensor for name, tensor in tensors.items() if tensor.data_ptr() not in moving}
 
 
 def _hash(tensor: Tensor) -> str:
