@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any, Literal, cast
 
 import torch
@@ -28,7 +29,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from mmllm.backbones.base import Backbone
 from mmllm.config.families import Shape
 from mmllm.generators.base import Condition
 from mmllm.model import MultimodalLM, Output
@@ -147,6 +147,7 @@ class Rehearsal:
 
     def __init__(self, model: MultimodalLM, conditions: Mapping[str, Mapping[str, Shape]]) -> None:
         self.model = model
+        self.stepwise = cast(Any, model.backbone.model).config.model_type in STEPWISE
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         _make_fake(model, self.mode)
         for name, output in model.outputs.items():
@@ -172,7 +173,7 @@ class Rehearsal:
             ledger.take(tensor)
         ledger.forget()
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        with self.mode, ledger, _labelled(self.model, ledger), _folded(self.model.backbone):
+        with self.mode, ledger, _labelled(self.model, ledger), self._folded():
             batch = _fake_batch(batch)
             for tensor in _tensors(batch):
                 ledger.take(tensor, BATCH)
@@ -197,11 +198,17 @@ class Rehearsal:
         return footprint
 
     def cast(self, dtype: torch.dtype) -> None:
-        """Give all parameters that hold fractions another dtype, as a trained model is loaded."""
+        """Give all parameters that hold fractions another dtype, as a trained model is loaded. Buffers as well, but for the
+        language model's, which transformers leaves as they are.
+        """
         with self.mode:
             for parameter in self.model.parameters():
                 if parameter.is_floating_point():
                     parameter.data = parameter.data.to(dtype)
+            for module in chain(self.model.inputs.modules(), self.model.outputs.modules()):
+                for name, buffer in module._buffers.items():
+                    if buffer is not None and buffer.is_floating_point():
+                        module._buffers[name] = buffer.to(dtype)
 
     def prefill(self, batch: Batch, dtype: torch.dtype) -> tuple[int, int]:
         """The bytes of the cache that stays behind when ``batch`` has been read, and the peak while it is read, weights
@@ -212,8 +219,7 @@ class Rehearsal:
             ledger.take(tensor)
         ledger.forget()
         self.model.eval()
-        folded = _folded(self.model.backbone)
-        with self.mode, ledger, _labelled(self.model, ledger), folded as fold, torch.no_grad():
+        with self.mode, ledger, _labelled(self.model, ledger), self._folded() as fold, torch.no_grad():
             batch = _fake_batch(batch, dtype)
             last, length = batch.predict[-1:], batch.ids.shape[1]
             cache = self.model.backbone.new_cache()
@@ -224,6 +230,25 @@ class Rehearsal:
             kept = ledger.now
         own = kept // fold(length)  # every row has a state of its own
         return own, peak - kept + own
+
+    @contextmanager
+    def _folded(self) -> Iterator[Callable[[int], int]]:
+        """While this lasts, a family of ``STEPWISE`` gets every row as several short ones; flat positions mean the same in
+        both. Gives the number of them that a row of so many tokens becomes.
+        """
+
+        def fold(length: int) -> int:
+            shortest = min(SHORT, length) if self.stepwise else length
+            return next(length // short for short in range(shortest, length + 1) if length % short == 0)
+
+        def shorten(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(t.reshape(-1, t.shape[1] // fold(t.shape[1]), *t.shape[2:]) for t in args)
+
+        hook = self.model.backbone.register_forward_pre_hook(shorten)
+        try:
+            yield fold
+        finally:
+            hook.remove()
 
 
 class _Conditions:
@@ -283,27 +308,6 @@ def _gradient(ledger: Ledger) -> Callable[[Tensor], None]:
             ledger.relabel(parameter.grad, GRADIENTS)
 
     return hook
-
-
-@contextmanager
-def _folded(backbone: Backbone) -> Iterator[Callable[[int], int]]:
-    """While this lasts, a family of ``STEPWISE`` gets every row as several short ones; flat positions mean the same in both.
-    Gives the number of them that a row of so many tokens becomes.
-    """
-    stepwise = cast(Any, backbone.model).config.model_type in STEPWISE
-
-    def fold(length: int) -> int:
-        shortest = min(SHORT, length) if stepwise else length
-        return next(length // short for short in range(shortest, length + 1) if length % short == 0)
-
-    def shorten(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return tuple(t.reshape(-1, t.shape[1] // fold(t.shape[1]), *t.shape[2:]) for t in args)
-
-    hook = backbone.register_forward_pre_hook(shorten)
-    try:
-        yield fold
-    finally:
-        hook.remove()
 
 
 @contextmanager
