@@ -264,7 +264,7 @@ class MultimodalLM(nn.Module):
     def _answered(self, batch: Batch, encoded: Mapping[str, Tensor], objectives: Collection[str]) -> dict[str, Tensor]:
         """The losses of the objectives that are about what the backbone says and makes; ``encoded`` are the media."""
         batch = self.with_codes(batch)
-        embeddings = self.splice(batch.ids, batch.media, encoded) + self._zero(batch)
+        embeddings = self.splice(batch.ids, batch.media, encoded)
         made = batch.made if any(name != "text" for name in objectives) else {}
         states_at = torch.cat([m.positions.flatten() for m in made.values()]) if made else None
         out = self.backbone(
@@ -291,7 +291,10 @@ class MultimodalLM(nn.Module):
             # The zero is for a batch without media: all that a process trains must take part in its backward.
             sums |= self._contrastive(signals, made, out.logits[:1].float().sum() * 0.0)
         # Ranks must agree on what takes part in backward: a batch without anything to learn from gives a zero.
-        return sums or {name: out.logits.float().sum() * 0.0 for name in objectives}
+        sums = sums or {name: out.logits.float().sum() * 0.0 for name in objectives}
+        # Behind the backbone, not in front: a frozen one then keeps a graph only where media or tokens need it.
+        zero = self._zero(batch)
+        return {name: loss + zero for name, loss in sums.items()}
 
     def embed_media(self, name: str, inputs: dict[str, Tensor]) -> Tensor:
         """Unit vectors ``(N, dim)`` of N media in the retrieval space of output ``name``; ``inputs`` are its encoder's."""

@@ -199,11 +199,23 @@ def resize(model: Any, config: TimmConfig) -> None:
         model.set_input_size((config.image_size, config.image_size))
 
 
+# Layouts found before: a network as deep as NFNet-F6 takes seconds, and encoder and each preprocessor ask.
+_LAYOUTS: dict[str, Layout] = {}
+
+
 def read_layout(config: TimmConfig, source: Source) -> Layout:
-    """Run the backbone without memory and see which of its parameters the features need, and where the patches are.
+    """Which of the backbone's parameters the features need, and where the patches are.
 
     Raises ``ConfigError`` for backbones without feature maps or patch tokens.
     """
+    key = repr((config, source))
+    if key not in _LAYOUTS:
+        _LAYOUTS[key] = _find_layout(config, source)
+    return _LAYOUTS[key]
+
+
+def _find_layout(config: TimmConfig, source: Source) -> Layout:
+    """Run the backbone without memory to see."""
     height, width = data_config(config, source)["input_size"][1:]
     with torch.device("meta"):
         model, pixels = create(source), torch.zeros(1, 3, height, width)

@@ -20,6 +20,8 @@ from mmllm.plan.text import duration, size
 UNITS = {"MB": 1e6, "GB": GB, "TB": 1e12, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 # What driver, libraries and fragmentation take of a GPU, beside torch's tensors: a GB, and a part of it.
 RESERVE, LOST = 1 * GB, 0.05
+# LoRA's rate over that of all weights: LLaVA-1.5's own scripts (finetune.sh 2e-5, finetune_lora.sh 2e-4, projector 2e-5).
+LORA_RATE = 10
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,12 @@ def ladder(config: RunConfig, context: BuildContext, setting: Setting) -> Iterat
         for stage in whole:
             train = [pattern for pattern in stage.train if pattern not in ("backbone", "backbone*")]
             overrides.append(f"stages.{stage.name}.train=[{', '.join([*train, 'backbone.adapter'])}]")
-            rates = {pattern: rate for pattern, rate in stage.part_lr.items() if matching([pattern], train)}
-            if rates != stage.part_lr:
-                overrides.append(f"stages.{stage.name}.part_lr={{{', '.join(f'{k}: {v}' for k, v in rates.items())}}}")
-        yield "quality: LoRA instead of the whole backbone", list(overrides), setting
+            own = [rate for pattern, rate in stage.part_lr.items() if matching([pattern], ["backbone"])]
+            rates = {"backbone.adapter": LORA_RATE * (own[0] if own else stage.lr)}
+            rates |= {pattern: rate for pattern, rate in stage.part_lr.items() if matching([pattern], train)}
+            overrides.append(f"stages.{stage.name}.part_lr={{{', '.join(f'{k}: {v:.6g}' for k, v in rates.items())}}}")
+        text = f"quality: LoRA instead of the whole backbone, at {LORA_RATE} times its rate"
+        yield text, list(overrides), setting
     if config.model.backbone.quantize is None:
         for bits in (8, 4):
             last = [*overrides, f"model.backbone.quantize.bits={bits}"]
@@ -202,5 +206,6 @@ def render_fit(proposals: list[Proposal], setting: Setting, memory: str) -> str:
         quoted = (f'"{word}"' if " " in word or "[" in word else word for word in one.overrides)
         lines += [f"   {word} \\" for word in quoted]
         blocks.append("\n".join(lines).removesuffix(" \\"))
-    title = f"fits {memory} ({setting.device}; {RESERVE / GB:.0f} GB and {LOST:.0%} are left to driver and allocator)"
+    left = f"{RESERVE / GB:.0f} GB and {LOST:.0%} are left to driver and allocator; " * (setting.machine.kind == "cuda")
+    title = f"fits {memory} ({left}times are those of {setting.device}, --device names another)"
     return "\n\n".join([title, *blocks])

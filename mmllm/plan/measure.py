@@ -103,6 +103,11 @@ def measure(
         for stage in config.stages
         if setting.devices > 1 and "itm" in stage.objectives
     ]
+    if rehearsal.stepwise:
+        notes.append(
+            "backbone: the scan as transformers' own code does it, which keeps a state for every token; with mamba_ssm's "
+            "kernels on a GPU a step needs far less memory and time"
+        )
     stages: dict[str, StageCost] = {}
     trained: dict[str, int] = {}  # bytes by parameter
     seen = {} if seen is None else seen
@@ -111,21 +116,27 @@ def measure(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # transformers', about names: not the reader's business
                 stages[stage.name] = _stage(config, stage, context, setting, rehearsal, media, absent, trained, seen)
-        except REFUSALS as error:
-            notes.append(f"stage {stage.name} could not be rehearsed: {brief(error, 160)}")
+        except Exception as error:
+            notes.append(_unrehearsed(f"stage {stage.name}", error))
     talk = None
     if inference:
         try:
             talk = _inference(config, context, setting, rehearsal, media, absent)
-        except REFUSALS as error:
-            notes.append(f"inference could not be rehearsed: {brief(error, 160)}")
+        except Exception as error:
+            notes.append(_unrehearsed("inference", error))
     kept = max((cost.checkpoint for cost in stages.values()), default=0)
     disk = config.keep_last * kept + sum(trained.values())
     return Costs(stages, talk, disk, notes)
 
 
-# With these torch and the libraries refuse what cannot be known without values.
-REFUSALS = (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError, KeyError, IndexError)
+def _unrehearsed(what: str, error: Exception) -> str:
+    """The note that ``what`` could not be rehearsed, where that lies in the nature of fake tensors. Raises all other errors."""
+    from mmllm.plan.simulate import is_unknowable
+
+    if not is_unknowable(error):
+        error.add_note(f"(while {what} was rehearsed; `mmllm plan --quick` leaves the rehearsal out)")
+        raise error
+    return f"{what} could not be rehearsed: {brief(error, 160)}"
 
 
 def _stage(

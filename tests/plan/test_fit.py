@@ -57,6 +57,32 @@ def test_the_ladder_goes_from_time_to_quality() -> None:
     make_plan(last, CONTEXT)
 
 
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, {"backbone.adapter": 1e-2}),
+        ({"backbone": 2e-5, "inputs.*": 1e-5}, {"backbone.adapter": 2e-4, "inputs.*": 1e-5}),
+    ],
+)
+def test_lora_in_place_of_the_backbone_learns_at_a_rate_of_its_own(
+    own: dict[str, float], expected: dict[str, float]
+) -> None:
+    config = system("inputs.*.projector", "backbone", part_lr=own)
+    cost, overrides, _ = next(rung for rung in ladder(config, CONTEXT, CPU) if "LoRA" in rung[0])
+    assert "10 times its rate" in cost
+    (changed,) = override(config, overrides).stages
+    assert changed.train == ["inputs.*.projector", "backbone.adapter"]
+    assert changed.part_lr == pytest.approx(expected)
+    assert changed.lr == config.stages[0].lr
+
+
 def test_nothing_fits_in_nothing() -> None:
     assert fit(system(), CONTEXT, CPU, 1000) == []
     assert "nothing found that fits" in render_fit([], CPU, "1kB")
+
+
+def test_the_answer_says_whose_times_they_are() -> None:
+    found = fit(system(), CONTEXT, CPU, 1e12)
+    assert "times are those of cpu" in render_fit(found, CPU, "24GB")
+    assert "driver" not in render_fit(found, CPU, "24GB")  # nothing is kept back on a CPU
+    assert "1 GB and 5% are left to driver and allocator" in render_fit(found, Setting(), "24GB")

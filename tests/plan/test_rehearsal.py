@@ -15,6 +15,7 @@ from mmllm.config.base import BuildContext
 from mmllm.config.run import RunConfig
 from mmllm.plan import Setting, make_plan
 from mmllm.plan.measure import Costs, StageCost
+from mmllm.projectors.mlp_module import MLPProjector
 
 
 def costs(config: RunConfig, **setting: Any) -> Costs:
@@ -86,6 +87,53 @@ def test_the_cache_is_that_of_the_heads_that_have_one() -> None:
     assert talk is not None
     assert talk.cache == 50 * LAYERS * 2 * GROUPS * HEAD * 4
     assert talk.peak > talk.weights + talk.cache
+
+
+@pytest.mark.parametrize(
+    "look",
+    [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: x.detach().numpy()],
+    ids=["a number", "as many as there are", "numpy"],
+)
+def test_what_depends_on_values_is_said_not_guessed(look: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def forward(self: Any, features: Any, mask: Any, *_: Any) -> Any:
+        look(features)
+
+    monkeypatch.setattr(MLPProjector, "forward", forward)
+    found = make_plan(system(), BuildContext(), Setting(device="cpu"), costs=True).costs
+    assert found is not None
+    assert found.stages == {}
+    assert [note.split(" be ")[0] for note in found.notes] == ["stage stage could not", "inference could not"]
+
+
+@pytest.mark.parametrize("wrong", [lambda x: x @ x.new_zeros(3, 3), lambda x: x.nothing], ids=["shapes", "names"])
+def test_a_mistake_in_the_code_is_none_of_these(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MLPProjector, "forward", lambda self, features, *_: wrong(features))
+    with pytest.raises((RuntimeError, AttributeError)) as caught:
+        make_plan(system(), BuildContext(), Setting(device="cpu"), costs=True)
+    assert "stage stage was rehearsed" in caught.value.__notes__[0]
+
+
+def test_code_that_goes_token_by_token_costs_the_same_in_short_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the state of a step, which is that of more rows, and what a convolution reads before a row's beginning."""
+    numbers = {"model_type": "mamba", "hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 272}
+    architecture = {**numbers, "state_size": 16, "expand": 2}
+    plain = system("backbone", gradient_checkpointing=True)
+    backbone = plain.model.backbone.model_copy(update={"architecture": architecture})
+    config = plain.model_copy(update={"model": plain.model.model_copy(update={"backbone": backbone})})
+    found = []
+    for short in (32, 1000):
+        monkeypatch.setattr("mmllm.plan.simulate.SHORT", short)
+        found.append(make_plan(config, BuildContext(), Setting(device="cpu"), costs=True).costs)
+    quick, whole = found
+    assert quick is not None
+    assert whole is not None
+    assert ["mamba_ssm" in note for note in quick.notes] == [True]
+    assert quick.stages["stage"].flops == pytest.approx(whole.stages["stage"].flops, rel=0.03)
+    assert quick.stages["stage"].memory.peak == pytest.approx(whole.stages["stage"].memory.peak, rel=0.03)
+    assert quick.inference is not None
+    assert whole.inference is not None
+    assert quick.inference.cache == whole.inference.cache
+    assert quick.inference.peak == pytest.approx(whole.inference.peak, rel=0.03)
 
 
 def test_sharing_out() -> None:

@@ -147,6 +147,22 @@ def test_the_decision_is_learned_from_the_samples_that_tell_the_source(tmp_path:
     torch.testing.assert_close(model(batch, ("decision",))["decision"], expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("pictures", [True, False])
+def test_outputs_that_learn_alone_keep_no_graph_through_the_frozen_backbone(tmp_path: Path, pictures: bool) -> None:
+    """Also of a batch without pictures, where gradients of zero are all that a process has to give."""
+    model, batch = model_and_batch(tmp_path)
+    batch.made = batch.made if pictures else {}
+    parts = resolve(squares.system(tmp_path, squares.stage(train=["outputs.*"])).stages[0], model.parts())
+    freeze(model, parts, gradient_checkpointing=False)
+    through: list[bool] = []
+    model.backbone.register_forward_hook(
+        lambda _, given, out: through.extend([given[0].requires_grad, out.logits.requires_grad])
+    )
+    sum(model(batch, ("text", "condition", "contrastive", "decision")).values()).backward()
+    assert through == [False, False]
+    assert all(p.grad is not None for part in parts for p in part.parameters.values())
+
+
 @pytest.mark.parametrize(
     ("changes", "where", "message"),
     [
