@@ -8,7 +8,7 @@ the place of the assistant's own; then come the recipe's two stages on the recip
 projector and MM-IT of it and the adapter. Everything else stays as it is in `--model`. A fold that the assistant's dialogues hold
 is refused. Needs the sets and the data of `build.py` in `--work`; goes on where it was interrupted. Writes into `--output`:
 
-* `esc10/`, `audio/`: the set with this fold aside, the encoder; `pretrain.jsonl`, `instruct.jsonl`, `esc10.jsonl`: dialogues;
+* `esc10/`, `encoder/`: the set with the fold aside, the sound encoder; `pretrain.jsonl`, `instruct.jsonl`, `esc10.jsonl`: dialogues;
 * `run/`: the stages, and their model in `run/final`;
 * `esc10.json`: {question type: {"n", "accuracy", "interval", "majority", "blind"}}, as `evaluate.py` writes. The model card shows
   it when it lies in `scores/` of the work folder that is packaged.
@@ -97,7 +97,7 @@ def configuration(arguments: argparse.Namespace) -> RunConfig:
         given = {"data": sources, "eval_data": [], "objectives": {"text": 1.0}, "epochs": 100, "save_every": 10}
         stages.append(recipe[name] | given | changed)
     tree = load(arguments.model / "config.yaml").model_dump(mode="json")
-    tree["model"]["inputs"]["audio"]["encoder"]["pretrained"] = str(output / "audio" / "whisper")
+    tree["model"]["inputs"]["audio"]["encoder"]["pretrained"] = str(output / "encoder" / "whisper")
     return RunConfig.model_validate(tree | {"stages": stages, "output": str(output / "run"), "compile": False})
 
 
@@ -110,7 +110,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     held_out = read_rows(esc10, "validation")
     check_apart(read_rows(esc10, "train"), held_out, "expected clips split by recording, as the authors did")
     check_apart(read_rows(sets / "esc10", "train"), held_out, "choose the fold that the assistant's dialogues lack")
-    encoder = ("demo/train_audio_encoder.py", "--fsdd", sets / "fsdd", "--esc10", esc10, "--output", output / "audio")
+    encoder = ("demo/train_audio_encoder.py", "--fsdd", sets / "fsdd", "--esc10", esc10, "--output", output / "encoder")
     run(*encoder, "--steps", str(arguments.audio_steps), "--device", arguments.device, "--resume")
     if not (output / "esc10.jsonl").exists():  # written last
         dialogues(arguments.work / "data", esc10, output, arguments.seed)
@@ -133,8 +133,8 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "embedded", help="work folder of build.py")
     parser.add_argument("--model", type=Path, default=ROOT / "mmllm" / "embedded", help="the assistant")
     parser.add_argument("--audio-steps", type=int, default=AUDIO_STEPS)
-    parser.add_argument("--align", type=int, default=50, help="steps of MM-PT")
-    parser.add_argument("--instruct", type=int, default=40, help="steps of MM-IT")
+    parser.add_argument("--align", type=int, default=30, help="steps of MM-PT")
+    parser.add_argument("--instruct", type=int, default=20, help="steps of MM-IT")
     parser.add_argument("--device", default="cpu", help="of the sound encoder's training")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(words)

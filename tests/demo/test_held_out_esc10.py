@@ -132,4 +132,4 @@ def test_only_what_hears_is_trained_and_the_fold_alone_is_asked(
     assert changed
     assert all(name.startswith("inputs.audio.projector.") for name in changed)
     new = json.loads((final / "references.json").read_text())["inputs.audio.encoder"]["pretrained"]
-    assert Path(new) == arguments.output / "audio" / "whisper"
+    assert Path(new) == arguments.output / "encoder" / "whisper"
