@@ -8,7 +8,7 @@ the place of the assistant's own; then come the recipe's two stages on the recip
 projector and MM-IT of it and the adapter. Everything else stays as it is in `--model`. A fold that the assistant's dialogues hold
 is refused. Needs the sets and the data of `build.py` in `--work`; goes on where it was interrupted. Writes into `--output`:
 
-* `esc10/`, `encoder/`: the set with the fold aside, the sound encoder; `pretrain.jsonl`, `instruct.jsonl`, `esc10.jsonl`: dialogues;
+* `esc10/`, `encoder/`: the set with the fold aside, the encoder; `pretrain.jsonl`, `instruct.jsonl`, `esc10.jsonl`: dialogues;
 * `run/`: the stages, and their model in `run/final`;
 * `esc10.json`: {question type: {"n", "accuracy", "interval", "majority", "blind"}}, as `evaluate.py` writes. The model card shows
   it when it lies in `scores/` of the work folder that is packaged.
