@@ -6,7 +6,8 @@ The three arguments are clones of the authors' repositories or folders like them
 Everything goes to `--work` (runs/embedded); the finished model to `--package` (mmllm/embedded). Every step leaves
 `STEP.done` behind and is passed over when that is there; a step that was interrupted goes on from its last checkpoint.
 On two cores the picture encoder is trained on one while the other makes the sound encoder, the language model and the data;
-then the generators of pictures and clips are trained on the first, that of sounds on the other.
+then the generators of pictures and clips are trained on the first, that of sounds on the other. With `--smoke` every step does
+next to nothing: the model is worthless, but all of the recipe has run, in minutes.
 """
 
 from __future__ import annotations
@@ -32,6 +33,14 @@ STAGE_DATA = ("pretrain", "draw", "instruct")
 PROCESSES = 2  # of the two stages on a CPU
 GENERATORS = {"image": "draw", "audio": "sing", "video": "clips"}  # folder of each output
 JUDGE = "judge.safetensors"
+# With `--smoke`: what is given to the base parts and of the data, steps of each stage, and requests to each evaluation.
+SMOKE_SHARE, SMOKE_STEPS = 0.004, 2
+SMOKE_TRIALS = {
+    "": ("--limit", "4"),
+    "_drawing": ("--count", "3", "--changes", "2", "--decisions", "4", "--timed", "1", "--searched", "50"),
+    "_sounds": ("--count", "3", "--timed", "1"),
+    "_clips": ("--count", "2", "--timed", "1"),
+}
 
 
 def run(*command: str | Path) -> None:
@@ -138,6 +147,7 @@ def stages(arguments: argparse.Namespace) -> None:
             for index, name in enumerate(("draw", "instruct"))
         ),
         *(f"stages.{index}.eval_data=[{work / 'data' / 'validation.jsonl'}]" for index in (0, 2)),
+        *([f"stages.{index}.max_steps={SMOKE_STEPS}" for index in range(4)] if arguments.smoke else []),
         *arguments.override,
     ]
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", str(PROCESSES)] if arguments.device == "cpu" else []
@@ -145,17 +155,18 @@ def stages(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    sets = arguments.work / "sets"
+    work, sets = arguments.work, arguments.work / "sets"
     names = {"NLVR": "nlvr", "spoken digits": "fsdd", "ESC-10": "esc10"}
     files = [f"{name}={held_out(sets / folder)}" for name, folder in names.items()]
-    run(
-        "demo/evaluate.py", arguments.work / "data" / "test.jsonl", *files,
-        "--model", arguments.work / "run", "--output", arguments.work / "scores",
-    )  # fmt: skip
-    made = ("--model", arguments.work / "run", "--output", arguments.work / "scores")
-    run("demo/evaluate_drawing.py", *made)
-    run("demo/evaluate_sounds.py", *made, "--judge", arguments.work / JUDGE, "--fsdd", sets / "fsdd")
-    run("demo/evaluate_clips.py", *made)
+    asked: dict[str, tuple[str | Path, ...]] = {
+        "": (work / "data" / "test.jsonl", *files),
+        "_drawing": (),
+        "_sounds": ("--judge", work / JUDGE, "--fsdd", sets / "fsdd"),
+        "_clips": (),
+    }
+    for name, words in asked.items():
+        few = SMOKE_TRIALS[name] if arguments.smoke else ()
+        run(f"demo/evaluate{name}.py", *words, "--model", work / "run", "--output", work / "scores", *few)
 
 
 def held_out(folder: Path) -> Path:
@@ -196,16 +207,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("nlvr", "fsdd", "esc10"):
         parser.add_argument(f"--{name}", type=Path, required=True, help="source folder of this set")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "embedded")
-    parser.add_argument("--package", type=Path, default=ROOT / "mmllm" / "embedded")
+    parser.add_argument("--work", type=Path, help="default: runs/embedded, with --smoke runs/smoke")
+    parser.add_argument(
+        "--package", type=Path, help="default: mmllm/embedded, with --smoke `embedded` in the work folder"
+    )
     parser.add_argument("--steps", nargs="+", choices=tuple(STEPS), default=list(STEPS))
     parser.add_argument("--again", action="store_true", help="do the steps even if they are done")
     parser.add_argument("--scale", type=float, default=1.0, help="of the time given to the base parts")
     parser.add_argument("--size", type=float, default=1.0, help="of the generated data")
+    parser.add_argument("--smoke", action="store_true", help="every step, at a size that teaches nothing")
     parser.add_argument("--override", nargs="*", default=[], metavar="A.B=C", help="of configs/embedded.yaml")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
+    if arguments.smoke:
+        arguments.scale, arguments.size = SMOKE_SHARE, SMOKE_SHARE
+    # What ships is never replaced by a model that has learnt nothing.
+    arguments.work = arguments.work or ROOT / "runs" / ("smoke" if arguments.smoke else "embedded")
+    arguments.package = arguments.package or (arguments.work if arguments.smoke else ROOT / "mmllm") / "embedded"
     for name in ("nlvr", "fsdd", "esc10", "work", "package"):
         setattr(arguments, name, getattr(arguments, name).resolve())
     arguments.work.mkdir(parents=True, exist_ok=True)

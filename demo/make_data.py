@@ -63,6 +63,7 @@ AMOUNTS: dict[str, dict[str, int]] = {
 TRAINING = ("pretrain", "draw", "instruct")
 WORDED_PICTURES = 8_000  # at --size 1, with NLVR's sentences
 STATEMENTS = 8  # about each of them
+FSDD, ESC10 = (2, 0.0), (6, 0.35)  # copies of each recording, and how much of it may be cut off
 ECHOED_SHARE = 0.5  # of the recorded digits
 KINDS = {"canvas": 0.3, "scatter": 0.5, "tower": 0.2}  # of pictures
 
@@ -315,9 +316,9 @@ def build(arguments: argparse.Namespace) -> dict[str, int]:
     if arguments.nlvr:
         rows["instruct"] += nlvr_rows(Path(arguments.nlvr), output, rng, arguments.orders)
         rows["instruct"] += worded_rows(Path(arguments.nlvr), output, rng, round(WORDED_PICTURES * arguments.size))
-    for folder, copies, crop in ((arguments.fsdd, 2, 0.0), (arguments.esc10, 6, 0.35)):
+    for folder, changes in ((arguments.fsdd, FSDD), (arguments.esc10, ESC10)):
         if folder:
-            real = sound_rows(Path(folder), output, rng, copies, crop)
+            real = sound_rows(Path(folder), output, rng, *changes)
             rows["instruct"] += real
             rows["pretrain"] += real
     if arguments.fsdd:

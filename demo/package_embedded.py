@@ -157,8 +157,8 @@ def card(work: Path, folder: Path, seed: int) -> str:
     counts = {name: sum(p.numel() for p in part.values()) for name, part in assistant.model.parts().items()}
     rows = "\n".join(f"| `{name}` | {DESCRIPTIONS[name]} | {count / 1e6:.2f} |" for name, count in counts.items())
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    scores = work / "scores" / "scores.json"
-    table = evaluate.table(json.loads(scores.read_text())) if scores.exists() else "Not evaluated.\n"
+    scores = answered(work)
+    table = evaluate.table(scores) if scores else "Not evaluated.\n"
     return CARD.format(
         parameters=sum(counts.values()) / 1e6,
         megabytes=size / 1e6,
@@ -172,6 +172,12 @@ def card(work: Path, folder: Path, seed: int) -> str:
         clips=clip_card.section(found_in(work, "clips.json")),
         notes=(work / "notes.md").read_text(encoding="utf-8") if (work / "notes.md").exists() else "",
     )
+
+
+def answered(work: Path) -> dict[str, Any]:
+    """The scores of every type of question, with those of `held_out_esc10.py` where there are any."""
+    found = [work / "scores" / name for name in ("scores.json", "esc10.json")]
+    return {kind: one for file in found if file.exists() for kind, one in json.loads(file.read_text()).items()}
 
 
 def training_times(work: Path) -> str:

@@ -186,6 +186,9 @@ def train(arguments: argparse.Namespace) -> None:
     sizes = [len(clips) for clips in train_sets]
     print(f"{parameters:,} encoder parameters; {sizes[0]} digits, {sizes[1]} scenes; steps {done}-{arguments.steps}")
 
+    if done >= arguments.steps:  # interrupted after the last step
+        scores = probe(encoder, log_mel, held_out, FINAL_PROBE, device)
+        export(encoder, log_mel, output / "whisper")
     encoder.train()
     began = saved = time.monotonic()
     first, averages = done, Counter[str]()

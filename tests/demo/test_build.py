@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,34 @@ def test_a_step_that_fails_ends_the_build_and_is_done_again(start: Callable[...,
         start(broken="llm")
     assert start()[0] in ("llm", "clip")
     assert start() == []
+
+
+def test_a_smoke_build_does_every_step_at_little_cost_and_leaves_what_ships_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, argparse.Namespace] = {}
+    monkeypatch.setattr(build, "ROOT", tmp_path)
+    monkeypatch.setattr(build, "STEPS", {name: partial(given.__setitem__, name) for name in build.STEPS})
+    sets = [word for name in ("nlvr", "fsdd", "esc10") for word in (f"--{name}", str(tmp_path))]
+    monkeypatch.setattr(sys, "argv", ["build.py", *sets, "--smoke"])
+    build.main()
+    assert len(given) == 11
+    arguments = given["stages"]
+    assert arguments.work == tmp_path / "runs" / "smoke"
+    assert arguments.package == arguments.work / "embedded"
+
+    commands: list[list[str]] = []
+    monkeypatch.setattr(build, "run", lambda *command: commands.append([str(word) for word in command]))
+    build.llm(arguments)
+    assert float(commands[-1][commands[-1].index("--minutes") + 1]) < 1
+    for name in ("nlvr", "fsdd", "esc10"):
+        (arguments.work / "sets" / name).mkdir(parents=True)
+        (arguments.work / "sets" / name / "validation.jsonl").touch()
+    commands.clear()
+    build.evaluate(arguments)
+    counts = [command[command.index("--limit" if "--limit" in command else "--count") + 1] for command in commands]
+    assert [command[0] for command in commands] == [f"demo/evaluate{name}.py" for name in build.SMOKE_TRIALS]
+    assert max(map(int, counts)) < 10
+    arguments.smoke = False
+    build.evaluate(arguments)
+    assert not any(word in command for command in commands[4:] for word in ("--limit", "--count"))

@@ -137,6 +137,17 @@ def test_the_model_card_has_a_section_for_each_modality(tmp_path: Path) -> None:
     assert text.count(NOT_EVALUATED) == 3, "scores of questions, drawings, clips"
 
 
+def test_a_fold_held_out_from_every_part_stands_among_the_scores_of_the_card(tmp_path: Path) -> None:
+    (tmp_path / "scores").mkdir()
+    asked = {"n": 80, "accuracy": 0.775, "interval": [0.672, 0.853], "majority": 0.1}
+    (tmp_path / "scores" / "scores.json").write_text(json.dumps({"NLVR": asked}))
+    assert list(package_embedded.answered(tmp_path)) == ["NLVR"]
+    (tmp_path / "scores" / "esc10.json").write_text(json.dumps({"ESC-10, fold 4": asked | {"blind": 0.0875}}))
+    text = package_embedded.card(tmp_path, EMBEDDED, 0)
+    assert "| ESC-10, fold 4 | 80 | 77.5% | 67.2% – 85.3% | 8.8% | 10.0% |" in text
+    assert "| NLVR | 80 | 77.5% | 67.2% – 85.3% | – | 10.0% |" in text
+
+
 def test_sounds_are_scored_and_a_reply_without_a_sound_is_heard_as_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

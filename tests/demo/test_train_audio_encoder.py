@@ -140,6 +140,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, monkeypatch:
     assert whole.keys() == resumed.keys()
     for name, tensor in whole.items():
         assert torch.equal(tensor, resumed[name]), name
+    (tmp_path / "cut" / "scores.json").unlink()
+    run("cut", "--resume")  # as after an interruption between the last checkpoint and the scores
     scores = json.loads((tmp_path / "cut" / "scores.json").read_text())["scores"]
     assert scores["digits"]["n"] == scores["esc10"]["n"] == 1
 
