@@ -25,12 +25,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from mmllm.cache.media import CachedBatch, Facts, Known, MediaCache, Told
+from mmllm.cache.media import Facts, Known, MediaCache, Told
 from mmllm.config.base import BuildContext, problems_at
 from mmllm.config.families import outputs_of
 from mmllm.errors import ConfigError, DataError, SampleTooLong
-from mmllm.processing.batch import Batch, CodeBatch, Encoded, Made, MadeBatch, MediaBatch, Span
+from mmllm.processing.batch import Batch, Encoded, Made, Span
 from mmllm.processing.captions import CaptionReader, captions_of, collate_texts, said_in
+from mmllm.processing.collating import collate_codes, collate_made, collate_media
 from mmllm.processing.messages import Message, Part, Sample, check_turns, parse_messages
 from mmllm.processing.reading import decoded, prepared, read
 from mmllm.processing.sources import Limits
@@ -338,10 +339,13 @@ class Processor:
             for thing in sample.made:
                 things.setdefault(thing.modality, []).append((start + thing.start, thing))
         # Sorted so that every rank and every run visits the modalities in the same order.
-        media = {name: self._collate_media(name, items[name], width) for name in sorted(items)}
+        media = {name: collate_media(self.modalities[name], items[name], width) for name in sorted(items)}
         written = {name for name in things if self.signals[name].group.free}
-        made = {name: self._collate_made(name, things[name]) for name in sorted(things.keys() - written)}
-        codes = {name: self._collate_codes(name, things[name]) for name in sorted(written)}
+        made = {
+            name: collate_made(self.signals[name], self.modalities.get(name), things[name])
+            for name in sorted(things.keys() - written)
+        }
+        codes = {name: collate_codes(self.signals[name], things[name]) for name in sorted(written)}
         return Batch(
             ids,
             attention,
@@ -355,49 +359,3 @@ class Processor:
             torch.tensor(replies, dtype=torch.int64).view(-1, 3),
             torch.tensor(lengths) if pack else None,
         )
-
-    def _collate_media(self, name: str, placed: list[tuple[int, Span]], row_width: int) -> MediaBatch:
-        modality = self.modalities[name]
-        known = [span.known for _, span in placed if span.known is not None]
-        cached = CachedBatch.of(known) if known else None
-        inputs = {} if known else modality.preprocessor.collate([span.item for _, span in placed])
-        # The projector's padded length: the item with the most outputs sets it.
-        width = max(span.count for _, span in placed)
-        told = [span.layout for _, span in placed if span.layout is not None]
-        layouts = torch.tensor(told) if told else None
-        if modality.fused:
-            none = torch.zeros(0, dtype=torch.int64)
-            places = [[*divmod(start - 1, row_width), span.count] for start, span in placed]
-            return MediaBatch(inputs, none, none, width, layouts, torch.tensor(places), cached)
-        positions = torch.cat([torch.arange(start, start + span.count) for start, span in placed])
-        sources = torch.cat([torch.arange(i * width, i * width + span.count) for i, (_, span) in enumerate(placed)])
-        return MediaBatch(inputs, positions, sources, width, layouts, cached=cached)
-
-    def _collate_made(self, name: str, placed: list[tuple[int, Made]]) -> MadeBatch:
-        count = self.signals[name].count
-        positions = torch.stack([torch.arange(start, start + count) for start, _ in placed])
-        captions = [(i, made.caption) for i, (_, made) in enumerate(placed) if made.caption is not None]
-        targets = [(i, made.target) for i, (_, made) in enumerate(placed) if made.target is not None]
-        tensors = [target for _, target in targets if isinstance(target, Tensor)]
-        known = [target for _, target in targets if isinstance(target, Known)]
-        shown = [(i, made.seen) for i, (_, made) in enumerate(placed) if made.seen is not None]
-        decided = [(i, made.retrieved) for i, (_, made) in enumerate(placed) if made.retrieved is not None]
-        return MadeBatch(
-            positions,
-            [caption for _, caption in captions],
-            torch.tensor([i for i, _ in captions], dtype=torch.int64),
-            torch.stack(tensors) if tensors else None,
-            torch.tensor([i for i, _ in targets], dtype=torch.int64),
-            self.modalities[name].preprocessor.collate([seen for _, seen in shown]) if shown else None,
-            torch.tensor([i for i, _ in shown], dtype=torch.int64),
-            torch.tensor([i for i, _ in decided], dtype=torch.int64),
-            torch.tensor([retrieved for _, retrieved in decided], dtype=torch.int64),
-            CachedBatch.of(known) if known else None,
-        )
-
-    def _collate_codes(self, name: str, placed: list[tuple[int, Made]]) -> CodeBatch:
-        signals = self.signals[name]
-        places = torch.tensor(signals.group.free)
-        targets = torch.stack([made.target for _, made in placed if isinstance(made.target, Tensor)])
-        positions = torch.stack([start + places for start, _ in placed])
-        return CodeBatch(targets, positions, torch.tensor(signals.code_firsts))
