@@ -16,7 +16,8 @@ from mmllm.config.load import parse
 from mmllm.processing.batch import Encoded
 from mmllm.processing.images import decode_image
 from mmllm.processing.messages import Sample
-from mmllm.processing.processor import DECODERS, Processor
+from mmllm.processing.processor import Processor
+from mmllm.processing.reading import DECODERS
 from mmllm.processing.sources import Limits, read_media
 
 LIMITS = Limits()

@@ -10,8 +10,8 @@ import pytest
 import systems
 import torch
 from safetensors.torch import load_file
+from systems import Killed, final_state, kill_after, metrics
 from test_distributed import launch
-from test_resume import Killed, final_state, kill_after, metrics
 
 from mmllm.assistant import load as load_assistant
 from mmllm.backbones.causal_lm_module import CausalLM

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import systems
 from needs import needed
-from test_resume import Killed, final_state, kill_after, metrics
+from systems import Killed, final_state, kill_after, metrics
 
 from mmllm.config.base import BuildContext
 from mmllm.config.run import RunConfig

@@ -12,7 +12,8 @@ import pytest
 import systems
 import test_outputs
 import torch
-from test_resume import KILLS, Killed, final_state, kill_after
+from systems import Killed, final_state, kill_after
+from test_resume import KILLS
 
 from mmllm.cache import media, store
 from mmllm.config.base import BuildContext
