@@ -72,6 +72,21 @@ UNKNOWABLE = (
 )
 
 
+INDEXING = {torch.ops.aten.index.Tensor, torch.ops.aten.index_put.default, torch.ops.aten.index_put_.default}
+
+
+def _places(indices: list[Tensor | None]) -> list[Tensor | None]:
+    """``indices`` with the places where they hold for real truth values: within fake ones they could not be counted."""
+    found: list[Tensor | None] = []
+    for index in indices:
+        if isinstance(index, Tensor) and index.dtype == torch.bool and not isinstance(index, FakeTensor):
+            with unset_fake_temporarily():
+                found += index.nonzero().unbind(1)
+        else:
+            found.append(index)
+    return found
+
+
 class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Keeps the bytes of all storages alive, by the label under which they were made, and counts operations.
 
@@ -142,6 +157,8 @@ class Ledger(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 real = func(*args, **kwargs)
             if not any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in tree_leaves(real)):
                 return real
+        if func in INDEXING:
+            args = (args[0], _places(args[1]), *args[2:])
         out = func(*args, **kwargs)
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:

@@ -54,9 +54,6 @@ def rehearse(config: RunConfig, root: Path, **setting: Any) -> Costs:
     return costs
 
 
-@pytest.mark.xfail(
-    reason="salmonn-13b: a `nonzero` on a mask of fake values; those behind it have not been tried", strict=False
-)
 def test_every_kind_of_part_can_be_rehearsed_in_its_tiny_version() -> None:
     configs = {path: load(path) for path in CONFIGS}
     chosen = cover(configs)
