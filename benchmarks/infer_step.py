@@ -133,7 +133,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
     systems = build(GEOMETRIES[options.geometry], lora=False)
-    systems.ours.to(dtype).backbone.quicken(systems.ours.inputs)  # as `mmllm.load` does
+    systems.ours.to(dtype).backbone.quicken(systems.ours.inputs)  # as an assistant does before its first answer
     Assistant(systems.ours, systems.processor)
     systems.theirs.to(dtype).eval()
     for head in (systems.ours.backbone.tables()[1], systems.theirs.lm_head.weight):

@@ -33,10 +33,21 @@ class Assistant:
     def __init__(self, model: MultimodalLM, processor: Processor) -> None:
         self.model = model.eval()
         self.processor = processor
-        # Both are tried out on the model: here, not while the first answer is waited for.
-        model.backbone.start_packing(instead_of=("sdpa", "eager"))
-        model.backbone.take_short_cuts()
         self.retrieval: dict[str, Retrieval] = {}
+        self._prepared, self._preparing = False, threading.Lock()
+
+    def prepare(self) -> None:
+        """Let the model answer as fast as it can: with packed prompts, short cuts and weights laid out for use. The first answer
+        does so by itself.
+
+        Until then the model computes what the trained one did, bit for bit; from then on rounding differs.
+        """
+        with self._preparing:
+            if not self._prepared:
+                self.model.backbone.quicken(self.model.inputs)
+                self.model.backbone.start_packing(instead_of=("sdpa", "eager"))
+                self.model.backbone.take_short_cuts()
+                self._prepared = True
 
     def use_index(self, index: MediaIndex | str | Path, rule: Rule = "auto", threshold: float = 0.5) -> None:
         """Let all replies from now on show media of an index (or of its folder), where the rule says so: ``auto`` by
@@ -187,6 +198,7 @@ class Assistant:
         With ``root`` the conversations come from a data file: media paths must lie inside that folder. ``ids`` are what
         errors call them, ``media`` as in ``chat``.
         """
+        self.prepare()
         prompts = self._prompts(conversations, ids, root)
         how = Decoding(**decoding)
         maker = Maker(self.model, media, how.seed, retrieval=self.retrieval)
@@ -228,6 +240,7 @@ class Assistant:
     ) -> Iterator[tuple[int, str | Media | Truncated]]:
         """The parts of all replies with their conversations' indices, as they come."""
         try:
+            self.prepare()
             alone = len(conversations) == 1
             prompts = [self.processor.encode_prompt(conversations[0])] if alone else self._prompts(conversations)
             texts = [(TextStream(self.processor.tokenizer), Stripper()) for _ in prompts]
@@ -339,5 +352,4 @@ def load(
     config = pinned(load_config(folder / "config.yaml"), folder).model
     model = MultimodalLM.from_config(config, context)
     load_parts(model, folder)
-    model.to(device).backbone.quicken(model.inputs)
-    return Assistant(model, Processor.from_config(config, context))
+    return Assistant(model.to(device), Processor.from_config(config, context))
