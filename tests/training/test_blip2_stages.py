@@ -43,7 +43,8 @@ def test_two_stages_train_what_they_name(tmp_path: Path, monkeypatch: pytest.Mon
     forward = CausalLM.forward
 
     def counted(self: Any, *args: Any, **options: Any) -> Any:
-        calls.append(len(systems.rows(tmp_path)))
+        if options.get("targets") is not None:  # without, a short cut is tried out
+            calls.append(len(systems.rows(tmp_path)))
         return forward(self, *args, **options)
 
     monkeypatch.setattr(CausalLM, "forward", counted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     counted(LatentDiffusion, "encode_targets", "latents", len)
     real = reading.DECODERS["image"]
 
+    @functools.wraps(real)  # a decoder's identity is its name
     def decode(*given: Any, **options: Any) -> Any:
         count["decoded"] += 1
         return real(*given, **options)
