@@ -17,6 +17,7 @@ from mmllm.backbones.packing import PACKED, as_mask, register
 from mmllm.backbones.reading_module import Reading, RowReading
 from mmllm.backbones.trimming import last_layer, trim
 from mmllm.config.families import AdapterConfig
+from mmllm.errors import MmllmError
 
 
 def restarted(lengths: Tensor, device: torch.device) -> Tensor:
@@ -200,6 +201,8 @@ class CausalLM(LanguageModel):
         targets: Tensor | None = None,
     ) -> BackboneOutput:
         if lengths is not None:
+            if not self.start_packing():
+                raise MmllmError("this backbone cannot keep the sequences of one row apart; give it a padded batch")
             attention_mask, position_ids = as_mask(lengths), restarted(lengths, inputs_embeds.device)
         arguments: dict[str, Any] = {"position_ids": position_ids} if self._positions else {}
         match self._memory:

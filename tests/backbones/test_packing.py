@@ -14,6 +14,7 @@ from mmllm.backbones.causal_lm import CausalLMConfig
 from mmllm.backbones.packing import PACKED
 from mmllm.backbones.seq2seq import Seq2SeqConfig
 from mmllm.config.base import BuildContext
+from mmllm.errors import MmllmError
 
 CONTEXT = BuildContext(dtype=torch.float32)
 LENGTHS = [5, 1, 9, 4]
@@ -65,6 +66,8 @@ def test_a_family_without_separable_attention_stays_as_it_was(model_type: str) -
     model = backbone(model_type)
     before = model(embedded(model)).logits
     assert not model.start_packing()
+    with pytest.raises(MmllmError, match="padded batch"):
+        model(embedded(model), lengths=torch.tensor(LENGTHS))
     torch.testing.assert_close(model(embedded(model)).logits, before, atol=0, rtol=0)
 
 
