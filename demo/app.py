@@ -1,7 +1,7 @@
-"""Open the chat demo in the browser: pictures and sounds in, text out, everything on this computer.
+"""Open the chat demo in the browser: pictures and sounds in, text, pictures, sounds and clips out, all on this computer.
 
 python demo/app.py                                  # the embedded assistant
-python demo/app.py --model runs/mine/instruct       # a model you trained
+python demo/app.py --model runs/mine                # a model you trained
 python demo/app.py --models runs --port 8000        # choose among all models below a folder
 """
 

@@ -154,6 +154,6 @@ class Backbone(nn.Module):
 
         ``targets`` (int64, (K,)) are the tokens wanted at ``positions``, for their loss.
 
-        ``lengths`` (int64, (S,)), for a model that can ``start_packing``, are those of the sequences of the one row ``(1, T, D_llm)``, which
-        stand behind each other without padding and do not see each other.
+        ``lengths`` (int64, (S,)), for a model that can ``start_packing``, are those of the sequences of the one row ``(1, T,
+        D_llm)``, which stand behind each other without padding and do not see each other.
         """

@@ -89,11 +89,9 @@ def ladder(config: RunConfig, context: BuildContext, setting: Setting) -> Iterat
     if checkpointed and (adapter is None or adapter.checkpointing):
         overrides += checkpointed
         yield "time: layers are computed again for the backward pass", list(overrides), setting
-    if setting.devices > 1 and setting.sharding in ("none", "ddp", "zero-2"):
-        for sharding in ("zero-2", "fsdp"):
-            if sharding != setting.sharding:
-                setting = replace(setting, sharding=sharding)
-                yield f"time: {sharding} shares the state out over {setting.devices} devices", list(overrides), setting
+    if setting.devices > 1 and setting.sharding in ("none", "ddp"):  # what `train` can do of it
+        setting = replace(setting, sharding="fsdp")
+        yield f"time: fsdp shares the state out over {setting.devices} devices", list(overrides), setting
     if config.precision == "fp32":
         overrides.append("precision=bf16")
         yield "precision: frozen weights and products in bf16", list(overrides), setting

@@ -48,7 +48,8 @@ def test_proposals_fit_and_can_be_pasted() -> None:
 def test_the_ladder_goes_from_time_to_quality() -> None:
     rungs = list(ladder(system("backbone"), CONTEXT, Setting(devices=2, sharding="ddp", device="cpu")))
     words = [cost.split(":")[0] for cost, _, _ in rungs]
-    assert words == ["nothing but smaller micro-batches", "time", "time", "time", "precision", *["quality"] * 3]
+    assert words == ["nothing but smaller micro-batches", "time", "time", "precision", *["quality"] * 3]
+    assert rungs[-1][2].sharding == "fsdp", "the sharing that `mmllm train` can do"
     last = override(system("backbone"), rungs[-1][1])
     assert last.stages[0].train == ["backbone.adapter"]
     assert last.model.backbone.quantize is not None
