@@ -140,8 +140,10 @@ class LanguageModel(Backbone):
         """One pass of ``model`` with the head at ``positions`` only: its output, and what the contract's ``forward`` gives of it,
         logits ``(1, K, V)`` there.
         """
-        # Sharded weights are whole only inside their own modules.
-        pieces = self._in_pieces and not isinstance(self.tables()[1], DTensor)
+        # Sharded weights are whole only inside their own modules; float16 needs the loss's scale before any gradient.
+        device = self.tables()[1].device.type
+        scaled = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+        pieces = self._in_pieces and not scaled and not isinstance(self.tables()[1], DTensor)
         self._asked = asked = Asked(positions, states_at, targets if pieces else None)
         if self._trimmed and positions is not None and arguments["inputs_embeds"].shape[1] > 1:
             wanted = torch.cat([positions, *([] if states_at is None else [states_at])])

@@ -26,6 +26,8 @@ def linear_cross_entropy(
     ``states (K, D)``, ``weight (V, D)``, ``bias (V,)``, ``signals (S, D)``, ``targets (K,)`` int64 below V + S. Products are
     computed in the weights' dtype, or autocast's, softmax in float32.
     """
+    if not torch.is_grad_enabled():  # parameters say that they need gradients even then
+        weight, bias, signals = weight.detach(), *(None if x is None else x.detach() for x in (bias, signals))
     loss: Tensor = _LinearCrossEntropy.apply(states, weight, bias, signals, targets)
     return loss
 

@@ -55,13 +55,27 @@ def packed_attention(
         found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return found
     lengths: list[int] = attention_mask.flatten().tolist()
-    if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
+    if query.is_cuda and torch.is_autocast_enabled("cuda"):  # rotations may have made them float32 again
+        half = torch.get_autocast_dtype("cuda")
+        query, key, value = query.to(half), key.to(half), value.to(half)
+    if not dropout and _has_kernel(query, value):
         return _varlen(query, key, value, lengths, scaling, sliding_window), None
     pieces = []
     for q, k, v in zip(*(torch.split(x, lengths, dim=2) for x in (query, key, value)), strict=True):
         mask = None if sliding_window is None or q.shape[2] <= sliding_window else _band(q, sliding_window)
         pieces.append(sdpa_attention_forward(module, q, k, v, mask, **{**options, "is_causal": True})[0])
     return torch.cat(pieces, dim=1), None
+
+
+def _has_kernel(query: Tensor, value: Tensor) -> bool:
+    """Whether torch's attention for sequences of any length takes these: flash attention's limits."""
+    return (
+        query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and query.shape[-1] == value.shape[-1] <= 256
+        and query.shape[-1] % 8 == 0
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
 
 
 def _varlen(

@@ -214,7 +214,10 @@ class MediaCache:
         values = batch.known()
         share = (computed - begin) / max(len(made), 1) + batch.preparing
         for i, value in zip(batch.missing, made, strict=True):
-            values[i] = value if self.off else self._kept(batch.keys[i], value, batch.facts[i], share)
+            if self.off:  # what is used stays what was used before
+                values[i] = value if self.storage == "exact" else unpack(pack(value, self.storage)).to(value.device)
+            else:
+                values[i] = self._kept(batch.keys[i], value, batch.facts[i], share)
         self.tally.made += len(made)
         self.tally.making += share * len(made)
         self.tally.writing += time.perf_counter() - computed

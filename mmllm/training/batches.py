@@ -146,6 +146,8 @@ class EvalDataset(Dataset[Batch | None]):
     ) -> None:
         self.data, self.processor, self.stage, self.pack = data, processor, stage, batching == "packed"
         size = stage.micro_batch_size
+        if stage.micro_batch_tokens is not None:  # no sample is longer than `max_length`
+            size = max(1, min(size, stage.micro_batch_tokens // stage.max_length))
         self.chunks = [range(start, min(start + size, len(data))) for start in range(0, len(data), size)][rank::world]
 
     def __len__(self) -> int:

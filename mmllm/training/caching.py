@@ -73,6 +73,7 @@ def open_caches(
             continue
         generator, target = out.generator, processor.signals[name].target
         wanted = config.cache is not None and config.cache.latents and isinstance(generator, LatentDiffusion)
+        wanted = wanted and not _shared_out(cast(nn.Module, generator))
         about = (generator.autoencoder, generator.dtype) if isinstance(generator, LatentDiffusion) else ()
         out.cache = _opened(config, room, device, *about, target, processor.limits) if wanted else None
         if out.cache is not None:
@@ -93,9 +94,13 @@ def _opened(config: RunConfig, room: Room | None, device: str, *about: object) -
     return MediaCache(room.folder, identity_, config.cache.storage, room)
 
 
+def _shared_out(module: nn.Module) -> bool:
+    return any(isinstance(p, DTensor) for p in module.parameters())
+
+
 def _constant(encoder: nn.Module, adapter: object) -> bool:
     # A sharded encoder's processes compute together, or not at all; with a cache each would when it needs to.
-    if any(isinstance(p, DTensor) for p in encoder.parameters()):
+    if _shared_out(encoder):
         return False
     learns = any(p.requires_grad for p in encoder.parameters())
     return adapter is None and not learns and not any(module.training for module in encoder.modules())

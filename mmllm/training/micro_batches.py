@@ -52,9 +52,13 @@ def _spread(samples: Sequence[Encoded], stage: StageConfig) -> list[list[Encoded
     micro-batch that takes it, or, where that leaves one without a place, to the longest.
     """
     rows = sorted(samples, key=_length, reverse=True)
+    least = -(-len(rows) // stage.micro_batch_size)
+    if stage.micro_batch_tokens is not None:  # a sample beyond the limit fills a micro-batch by itself
+        tokens = sum(min(len(sample.ids), stage.micro_batch_tokens) for sample in rows)
+        least = max(least, -(-tokens // stage.micro_batch_tokens))
     return next(
         chunks
-        for count in range(1, len(rows) + 1)
+        for count in range(least, len(rows) + 1)
         for choose in (min, max)
         if (chunks := _dealt(rows, stage, count, choose)) is not None
     )

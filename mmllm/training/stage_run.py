@@ -28,7 +28,7 @@ from mmllm.training import checkpoint, sharding
 from mmllm.training.batches import EvalDataset, StepDataset, loader
 from mmllm.training.caching import close, commit, complete, completed, open_caches
 from mmllm.training.checkpoint import Position
-from mmllm.training.loop import StepResult, SummedLoss, evaluate, run_steps
+from mmllm.training.loop import StepResult, SummedLoss, evaluate, run_steps, total_of
 from mmllm.training.micro_batches import batching_of
 from mmllm.training.optimizer import build_optimizer
 from mmllm.training.preview import sample_replies
@@ -158,6 +158,8 @@ class StageRun:
                 if not self.leapt:
                     break
                 self._roll_back()
+            # A signal may have come behind the last step's question.
+            self.stopped = self.stopped or total_of(accelerator, [stopping()])[0] > 0
         close(self.caches, run.reporter, stage.name, self.done)
         if snapshot is not None:
             snapshot.check(run.model)
@@ -219,8 +221,9 @@ class StageRun:
         folder = self._checkpoint(cast(int, self.saved))
         checkpoint.load_parts(run.model, folder)
         before = checkpoint.read_position(folder)
+        times = self.spikes.rollbacks + 1
         self._restore(before)
-        self.spikes.rollbacks += 1
+        self.spikes.rollbacks = times  # not the checkpoint's: it may be gone back to several times
         self.leapt = self.due = False
         run.reporter.rollback(self.stage.name, leapt_at, before.step)
         if leapt_at == len(self.steps):

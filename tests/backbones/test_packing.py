@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmllm.backbones import causal_lm_module, linear_cross_entropy
+from mmllm.backbones import causal_lm_module, language_model_module, linear_cross_entropy
 from mmllm.backbones.base import Backbone
 from mmllm.backbones.causal_lm import CausalLMConfig
 from mmllm.backbones.packing import PACKED
@@ -243,6 +243,27 @@ def test_a_loss_of_no_positions_is_zero_and_has_gradients() -> None:
     out.loss.backward()  # type: ignore[union-attr]
     assert row.grad is not None
     assert not row.grad.any()
+
+
+def test_a_trained_head_costs_nothing_where_nothing_is_learned() -> None:
+    weight = torch.randn(50, 4, requires_grad=True)
+    with torch.no_grad():
+        loss = linear_cross_entropy.linear_cross_entropy(torch.randn(3, 4), weight, None, None, torch.tensor([1, 2, 3]))
+    assert loss.grad_fn is None
+    states = torch.randn(3, 4, requires_grad=True)
+    loss = linear_cross_entropy.linear_cross_entropy(states, weight, None, None, torch.tensor([1, 2, 3]))
+    loss.backward()
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad.sum(dim=0), torch.zeros(4), atol=1e-5, rtol=0)
+
+
+def test_float16_has_its_gradients_behind_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = backbone("llama")
+    assert "loss in pieces" in model.take_short_cuts()
+    monkeypatch.setattr(language_model_module, "linear_cross_entropy", None)
+    positions = torch.arange(4)
+    with torch.autocast("cpu", torch.float16):
+        assert model(embedded(model), positions=positions, targets=positions).loss is not None
 
 
 def test_only_one_row_of_logits_exists_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

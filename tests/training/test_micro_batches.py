@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from mmllm.model import MultimodalLM
 from mmllm.processing.batch import Batch, Encoded, Span
 from mmllm.processing.processor import Processor
 from mmllm.training import loop
-from mmllm.training.batches import StepData, StepDataset
+from mmllm.training.batches import EvalDataset, StepData, StepDataset
 from mmllm.training.micro_batches import batching_of, cut
 from mmllm.training.run import train
 
@@ -70,6 +71,23 @@ def test_grouped_ones_waste_less_than_padded_ones() -> None:
     assert padded("padded") == 2 * (90 + 80 + 70)
     assert padded("grouped") == 2 * (90 + 70 + 20)
     assert [s.id for chunk in cut(samples, stage(micro_batch_size=2), "padded") for s in chunk] == list("012345")
+
+
+def test_large_batches_are_cut_at_once() -> None:
+    draw, begun = random.Random(0), time.process_time()
+    samples = [sample(i, draw.randint(10, 2000)) for i in range(2048)]
+    chunks = cut(samples, stage(batch_size=2048, micro_batch_size=8), "packed")
+    assert len(chunks) == 256
+    assert time.process_time() - begun < 5  # measured: 0.4 s
+
+
+def test_evaluation_keeps_the_limit_of_tokens(tmp_path: Path) -> None:
+    run, context = systems.system(tmp_path, systems.stage(micro_batch_tokens=1024, max_length=256, micro_batch_size=4))
+    processor, one = Processor.from_config(run.model, context), run.stages[0]
+    found = EvalDataset(StageData(one.data, 0, context), processor, one, rank=0, world=1, batching="packed")
+    assert [len(chunk) for chunk in found.chunks] == [4, 4, 4, 4, 1]
+    tight = one.model_copy(update={"micro_batch_tokens": 300})
+    assert len(EvalDataset(StageData(one.data, 0, context), processor, tight, rank=0, world=1)) == 17
 
 
 def gradients(run: RunConfig, context: Any, **options: Any) -> tuple[str, dict[str, Tensor]]:
