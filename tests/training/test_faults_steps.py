@@ -29,7 +29,7 @@ from mmllm.data.mixture import StageData
 from mmllm.errors import CheckpointError, ConfigError, TrainingError
 from mmllm.processing.batch import Batch
 from mmllm.processing.processor import Processor
-from mmllm.training import checkpoint, loop
+from mmllm.training import checkpoint, loop, stage_run
 from mmllm.training.batches import StepDataset, loader
 from mmllm.training.loop import SummedLoss
 from mmllm.training.run import train
@@ -262,3 +262,35 @@ def test_T22_a_data_worker_that_is_killed_ends_the_run_with_what_to_do(
     config, context = systems.system(tmp_path, {**STAGE, "num_workers": 1})
     with pytest.raises(TrainingError, match=r"DataLoader worker .*A data worker died, .*--resume goes on"):
         train(config, context)
+
+
+def test_T18_goes_back_as_often_as_it_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice to the same checkpoint, and no third time."""
+    config, context = systems.system(tmp_path, {**SPIKING, "spike": {**SPIKING["spike"], "rollbacks": 2}}, keep_last=50)
+    leap(monkeypatch, 10, 11, 12)
+    train(config, context)
+    assert [(row["step"], row["rolled_back_to"]) for row in systems.rows(tmp_path, "rolled_back_to")] == [
+        (10, 9),
+        (11, 9),
+    ]
+
+
+def test_T08_a_signal_during_the_last_evaluation_ends_the_run_behind_the_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [systems.stage("first", epochs=1, eval_data=["data.jsonl"]), systems.stage("second", epochs=1)]
+    config, context = systems.system(tmp_path, *stages)
+    real = stage_run.evaluate
+
+    def signalled(*given: Any) -> dict[str, float]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(*given)
+
+    monkeypatch.setattr(stage_run, "evaluate", signalled)
+    with pytest.raises(SystemExit) as stop:
+        train(config, context)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert {row["stage"] for row in systems.rows(tmp_path)} == {"first"}
+    monkeypatch.undo()
+    train(config, context, resume=True)
+    assert {row["stage"] for row in systems.rows(tmp_path)} == {"first", "second"}
