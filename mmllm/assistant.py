@@ -33,21 +33,22 @@ class Assistant:
     def __init__(self, model: MultimodalLM, processor: Processor) -> None:
         self.model = model.eval()
         self.processor = processor
+        # Both are tried out on the model: here, not while the first answer is waited for.
+        model.backbone.start_packing(instead_of=("sdpa", "eager"))
+        model.backbone.take_short_cuts()
+        model.backbone.quick = False
         self.retrieval: dict[str, Retrieval] = {}
         self._prepared, self._preparing = False, threading.Lock()
 
     def prepare(self) -> None:
-        """Let the model answer as fast as it can: with packed prompts, short cuts and weights laid out for use. The first answer
-        does so by itself.
+        """Take the short cuts and lay the weights out as it is fastest to answer with them; the first answer does so by itself.
 
-        Until then the model computes what the trained one did, bit for bit; from then on rounding differs.
+        Until then the model computes what the trained one did; from then on rounding differs.
         """
         with self._preparing:
             if not self._prepared:
                 self.model.backbone.quicken(self.model.inputs)
-                self.model.backbone.start_packing(instead_of=("sdpa", "eager"))
-                self.model.backbone.take_short_cuts()
-                self._prepared = True
+                self.model.backbone.quick = self._prepared = True
 
     def use_index(self, index: MediaIndex | str | Path, rule: Rule = "auto", threshold: float = 0.5) -> None:
         """Let all replies from now on show media of an index (or of its folder), where the rule says so: ``auto`` by

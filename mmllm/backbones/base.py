@@ -81,6 +81,8 @@ class Backbone(nn.Module):
     adapter: Adapter | None
     # Whether every block reads hidden states at the positions that it is given, (B, T, D), so that others can act there.
     one_stream: bool = True
+    # Whether the short cuts that were found are taken.
+    quick: bool = True
 
     @abstractmethod
     def embed(self, ids: Tensor) -> Tensor:

@@ -143,9 +143,9 @@ class LanguageModel(Backbone):
         # Sharded weights are whole only inside their own modules; float16 needs the loss's scale before any gradient.
         device = self.tables()[1].device.type
         scaled = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
-        pieces = self._in_pieces and not scaled and not isinstance(self.tables()[1], DTensor)
+        pieces = self._in_pieces and self.quick and not scaled and not isinstance(self.tables()[1], DTensor)
         self._asked = asked = Asked(positions, states_at, targets if pieces else None)
-        if self._trimmed and positions is not None and arguments["inputs_embeds"].shape[1] > 1:
+        if self._trimmed and self.quick and positions is not None and arguments["inputs_embeds"].shape[1] > 1:
             wanted = torch.cat([positions, *([] if states_at is None else [states_at])])
             if len(wanted) < arguments["inputs_embeds"].shape[:2].numel():
                 asked.kept = arguments[ASKED] = wanted
